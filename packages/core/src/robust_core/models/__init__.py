@@ -1,0 +1,19 @@
+"""Networks from pixels to logits, their registry and weights, and the frozen view that attacks run on."""
+
+from robust_core.models.frozen import FrozenView, frozen
+from robust_core.models.network import Network, Normalize, PooledHead
+from robust_core.models.registry import build_model, list_models
+from robust_core.models.weights import load_state, load_weights, read_state_dict
+
+__all__ = [
+    "FrozenView",
+    "Network",
+    "Normalize",
+    "PooledHead",
+    "build_model",
+    "frozen",
+    "list_models",
+    "load_state",
+    "load_weights",
+    "read_state_dict",
+]

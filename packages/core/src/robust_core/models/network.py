@@ -1,0 +1,106 @@
+"""What every network of the core offers: pixels in [0, 1] to features, features to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Network", "Normalize", "PooledHead"]
+
+
+class PooledHead(NamedTuple):
+    """A head that is (norm, relu,) average pooling and one linear layer, in this order.
+
+    ``pool`` is the side of the pooling window and its stride; ``None`` means the whole map. The pooled map is
+    flattened channel by channel, as ``(C, h, w)``.
+    """
+
+    norm: nn.Module | None
+    relu: bool
+    pool: int | None
+    linear: nn.Linear
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return logits ``(N, num_classes)`` of features ``(N, C, h, w)``, which stay as they are."""
+        if self.norm is not None:
+            features = self.norm(features)
+        if self.relu:
+            # The output of the norm is ours to overwrite, the features are not.
+            features = F.relu(features, inplace=self.norm is not None)
+        if self.pool is None:
+            return cast(Tensor, self.linear(features.mean(dim=(2, 3))))
+        return cast(Tensor, self.linear(F.avg_pool2d(features, self.pool).flatten(1)))
+
+
+class Normalize(nn.Module):
+    """``(images - mean) / std`` per channel; its buffers stay out of the state dict."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return normalised images of the same shape."""
+        return (images - self.mean) / self.std
+
+
+class Network(nn.Module):
+    """A classifier split where class activation maps and feature figures look at it.
+
+    ``forward(images) = forward_head(forward_features(images))`` for images ``(N, 3, H, W)`` in ``[0, 1]``;
+    normalisation, if any, is part of ``forward_features``.
+    """
+
+    # Names of the same tensors in other official state dicts: prefix there -> prefix here.
+    aliases: ClassVar[Mapping[str, str]] = {}
+    # Sub-modules that the state dict holds but the forward pass does not use.
+    unused: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        image_size: int = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.normalize: nn.Module = nn.Identity() if mean is None or std is None else Normalize(mean, std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(N, num_classes)``."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the feature map ``(N, K, h, w)`` that class activation maps weigh."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return logits ``(N, num_classes)`` of a feature map."""
+        head = self.pooled_head()
+        if head is None:
+            raise NotImplementedError
+        return head(features)
+
+    def conv_norm_pairs(self) -> list[tuple[str, str]]:
+        """Return the names (convolution, batch norm) of each norm whose only input is that convolution's output.
+
+        The convolution must feed nothing else: such a norm can be folded into it in evaluation mode.
+        """
+        return []
+
+    def pooled_head(self) -> PooledHead | None:
+        """Return what ``forward_head`` consists of, or None if it is anything else than pooling and linear."""
+        return None

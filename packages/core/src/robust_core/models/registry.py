@@ -1,0 +1,94 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from robust_core.errors import UserError, unknown_name
+from robust_core.models.network import Network
+from robust_core.models.preact import PreActResNet
+from robust_core.models.resnet import resnet, resnet8_s2
+from robust_core.models.wide_resnet import WideResNet
+
+__all__ = ["build_model", "list_models"]
+
+# A full name gives its builder; the groups of the pattern become integer arguments (left out where absent).
+_FAMILIES: tuple[tuple[re.Pattern[str], Callable[..., Network]], ...] = (
+    (re.compile(r"resnet8-s2"), resnet8_s2),
+    (re.compile(r"resnet(?P<depth>18|34|50)(?:-w(?P<width>[1-9]\d*))?"), resnet),
+    (re.compile(r"preactresnet18(?:-w(?P<width>[1-9]\d*))?"), PreActResNet),
+    (re.compile(r"wrn-(?P<depth>\d+)-(?P<width>\d+)"), WideResNet),
+)
+
+_EXAMPLES = (
+    "preactresnet18",
+    "preactresnet18-w16",
+    "resnet18",
+    "resnet18-w16",
+    "resnet34",
+    "resnet50",
+    "resnet8-s2",
+    "wrn-16-2",
+    "wrn-28-10",
+    "wrn-34-10",
+)
+
+
+def list_models() -> list[str]:
+    """Return names that ``build_model`` accepts; any width ``-wN`` and any ``wrn-D-K`` exist besides.
+
+    >>> "resnet18" in list_models()
+    True
+    """
+    return list(_EXAMPLES)
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    image_size: int = 32,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int | None = None,
+) -> Network:
+    """Return a freshly initialised network for images ``(N, 3, image_size, image_size)`` in ``[0, 1]``.
+
+    ``image_size`` is a multiple of 32. With ``mean`` and ``std`` (three numbers each) normalisation is the first
+    layer. With ``seed`` the weights depend on it alone and the global random state stays as it is; without, they
+    are drawn from the global random state. Raises ``UserError`` for an unknown name or an impossible size.
+
+    >>> build_model("resnet8-s2", 10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; a classifier needs at least one class.")
+    if image_size < 32 or image_size % 32:
+        raise UserError(
+            f"image_size is {image_size}; the networks take multiples of 32 pixels, such as 32 or 64."
+        )
+    _check_normalisation(mean, std)
+    for pattern, builder in _FAMILIES:
+        if match := pattern.fullmatch(name):
+            settings: dict[str, Any] = {k: int(v) for k, v in match.groupdict().items() if v is not None}
+            settings |= {"image_size": image_size, "mean": mean, "std": std}
+            if seed is None:
+                return builder(name, num_classes, **settings)
+            with torch.random.fork_rng(devices=[]):
+                # torch.manual_seed would also reseed every GPU, which the fork does not restore.
+                torch.default_generator.manual_seed(seed)
+                return builder(name, num_classes, **settings)
+    raise unknown_name("model", name, _EXAMPLES)
+
+
+def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    if (mean is None) != (std is None):
+        raise UserError("Normalisation needs both mean and std; give both or neither.")
+    if mean is not None and std is not None and (len(mean) != 3 or len(std) != 3 or min(std) <= 0):
+        raise UserError(
+            f"mean is {tuple(mean)} and std {tuple(std)}; expected three numbers each, every std above 0."
+        )

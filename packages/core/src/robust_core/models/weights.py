@@ -1,0 +1,172 @@
+"""Weights from state dicts and files that may come from anywhere: nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_core.errors import UserError
+from robust_core.models.network import Network
+
+__all__ = ["load_state", "load_weights", "read_state_dict"]
+
+# Under these keys checkpoints of training scripts keep the state dict; in front of names, wrappers leave these.
+_NESTS = ("state_dict", "model", "net", "model_state_dict")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load the weights in a checkpoint file into ``model``, in place; the file is only read, never executed.
+
+    Accepts a state dict or a dict that holds one under ``state_dict``, ``model`` or ``net``, with or without
+    ``module.`` in front of the names. Raises ``UserError`` if the file is missing, is no checkpoint, or holds
+    another architecture or class count; the model is then unchanged.
+    """
+    load_state(model, read_state_dict(path), source=str(path))
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint file, on the CPU, under plain names."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no checkpoint file {file}; give the path of a file saved with torch.save.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if _holds_code(str(error)):
+            raise UserError(
+                f"{file} is a pickle of Python objects, not a plain checkpoint, and was refused because loading it "
+                f"could run code; save model.state_dict() instead of the whole model."
+            ) from None
+        raise _no_checkpoint(file) from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); check the file.") from None
+    except Exception:  # the reader's errors for damaged files are of many types
+        raise _no_checkpoint(file) from None
+    return _plain_state(content, str(file))
+
+
+def _holds_code(message: str) -> bool:
+    return any(
+        word in message for word in ("GLOBAL", "global", "allowlist", "REDUCE", "BUILD", "instantiate")
+    )
+
+
+def _no_checkpoint(file: Path) -> UserError:
+    return UserError(
+        f"{file} is not a checkpoint, or is damaged or cut short; give a file saved with torch.save, or copy it again."
+    )
+
+
+def _plain_state(content: Any, source: str) -> dict[str, Tensor]:
+    """Return the state dict inside whatever a checkpoint holds, without the prefixes of wrappers."""
+    for _ in range(2):  # a state dict may lie one level below another nest
+        if not isinstance(content, Mapping) or all(isinstance(value, Tensor) for value in content.values()):
+            break
+        content = next((content[key] for key in _NESTS if isinstance(content.get(key), Mapping)), None)
+    if not isinstance(content, Mapping) or not content:
+        raise _no_state(source)
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise _no_state(source)
+        state[key] = value
+    for prefix in _WRAPPERS * 2:  # in either order
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _no_state(source: str) -> UserError:
+    keys = ", ".join(_NESTS[:3])
+    return UserError(
+        f"{source} holds no state dict; expected names with tensors, directly or under one of the keys {keys}."
+    )
+
+
+def load_state(model: nn.Module, state_dict: Mapping[str, Any], source: str = "The state dict") -> None:
+    """Load a state dict (plain, nested or prefixed) into ``model``, in place.
+
+    ``source`` begins the error messages. Raises ``UserError`` for another architecture or class count, and leaves
+    the model unchanged then.
+    """
+    state = _plain_state(state_dict, source)
+    expected = model.state_dict()
+    if isinstance(model, Network):
+        state = _renamed(state, expected, model.aliases)
+    optional = tuple(f"{name}." for name in model.unused) if isinstance(model, Network) else ()
+    missing = [
+        name
+        for name in expected
+        if name not in state and not name.endswith("num_batches_tracked") and not name.startswith(optional)
+    ]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        raise _other_architecture(model, source, missing, unexpected)
+    _check_shapes(model, state, expected, source)
+    model.load_state_dict(state, strict=False)
+
+
+def _renamed(
+    state: dict[str, Tensor], expected: Mapping[str, Tensor], aliases: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Return the state under our names where another official code has its own."""
+    renamed = {}
+    for name, value in state.items():
+        for theirs, ours in aliases.items():
+            if name not in expected and name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+        renamed[name] = value
+    return renamed
+
+
+def _model_name(model: nn.Module) -> str:
+    return model.name if isinstance(model, Network) else type(model).__name__
+
+
+def _other_architecture(
+    model: nn.Module, source: str, missing: list[str], unexpected: list[str]
+) -> UserError:
+    parts = []
+    for word, names in (("lacks", missing), ("has an unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            parts.append(f"{word} '{names[0]}'{more}")
+    return UserError(
+        f"{source} is of another architecture than {_model_name(model)}: it {' and '.join(parts)}; "
+        f"choose the architecture that it was trained with."
+    )
+
+
+def _check_shapes(
+    model: nn.Module, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
+) -> None:
+    wrong = [name for name in state if state[name].shape != expected[name].shape]
+    if not wrong:
+        return
+    head = _head_name(model)
+    weight = f"{head}.weight"
+    if head is not None and set(wrong) <= {weight, f"{head}.bias"}:
+        theirs, ours = state[weight].shape, expected[weight].shape
+        if theirs[1:] == ours[1:]:
+            raise UserError(
+                f"{source} has {theirs[0]} classes, but the model {_model_name(model)} has {ours[0]}; "
+                f"choose the dataset that it was trained on or another checkpoint."
+            )
+    name = wrong[0]
+    raise UserError(
+        f"{source} is of another architecture than {_model_name(model)}: '{name}' has the shape "
+        f"{tuple(state[name].shape)}, expected {tuple(expected[name].shape)}; choose the architecture (and image size) "
+        f"that it was trained with."
+    )
+
+
+def _head_name(model: nn.Module) -> str | None:
+    """Return the name of the last linear layer, whose rows are the classes."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None

@@ -1,0 +1,211 @@
+"""What the public attacks refuse, each with the value, what was expected and the remedy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_core.attacks.balls import NORMS
+from robust_core.attacks.objectives import Objective, select
+from robust_core.errors import UserError, unknown_name
+
+__all__ = [
+    "CheckedObjective",
+    "check_call",
+    "check_count",
+    "check_eps",
+    "check_images",
+    "check_labels",
+    "check_labels_fit",
+    "check_norm",
+    "check_start",
+    "check_step_size",
+]
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is not a non-empty float32 or float64 batch ``(N, ...)`` in [0, 1]."""
+    if not isinstance(images, Tensor) or images.dim() < 2:
+        found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"The images are {found}: give a tensor (N, C, H, W).")
+    if images.dtype == torch.uint8:
+        raise UserError("The images are uint8: give float32 in [0, 1] (images.float() / 255).")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise UserError(
+            f"The images are {images.dtype}: attacks keep pixels in float32 or float64 (images.float())."
+        )
+    if images.numel() == 0:
+        raise UserError(
+            f"The batch of images is empty (shape {tuple(images.shape)}): give at least one image."
+        )
+    if torch.is_inference_mode_enabled() or images.is_inference():
+        raise UserError(
+            "Attacks need gradients, which torch.inference_mode forbids: use torch.no_grad instead."
+        )
+    low, high = (float(bound) for bound in torch.stack(images.detach().aminmax()).tolist())
+    if math.isnan(low) or math.isnan(high):
+        raise UserError("The images hold NaN: every pixel must be a number in [0, 1].")
+    if low < 0.0 or high > 1.0:
+        if low >= 0.0 and high > 2.0:
+            remedy = "divide 8-bit images by 255"
+        else:
+            remedy = "give images that are not normalised; normalisation is the first layer of the model"
+        raise UserError(f"The images lie in [{low:.4g}, {high:.4g}], expected [0, 1]: {remedy}.")
+
+
+def check_labels(labels: Tensor, images: Tensor) -> int:
+    """Return the largest label; refuse what is not int64 ``(N,)``, non-negative, on the images' device."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise UserError(f"The labels are {found}, expected int64 class numbers: use labels.long().")
+    if labels.shape != images.shape[:1]:
+        raise UserError(
+            f"The labels have shape {tuple(labels.shape)}, expected ({images.shape[0]},): "
+            "give one class number per image."
+        )
+    if labels.device != images.device:
+        raise UserError(
+            f"The labels are on {labels.device}, the images on {images.device}: use labels.to(images.device)."
+        )
+    low, high = torch.stack(labels.aminmax()).tolist()
+    if low < 0:
+        raise UserError(f"A label is {low}, expected class numbers from 0: count the classes from 0.")
+    return int(high)
+
+
+def check_labels_fit(highest: int, logits: Tensor, count: int) -> None:
+    """Refuse logits that are not ``(count, K)`` with K above the ``highest`` label."""
+    if logits.dim() != 2 or logits.shape[0] != count:
+        raise UserError(
+            f"The model returned shape {tuple(logits.shape)}, expected logits ({count}, classes): "
+            "give a model that returns the logits alone."
+        )
+    if highest >= logits.shape[1]:
+        raise UserError(
+            f"A label is {highest}, but the model has {logits.shape[1]} classes, counted from 0: "
+            "use the labels of the data set that the model was made for."
+        )
+
+
+def check_eps(eps: float | Tensor, images: Tensor, norm: str = "linf") -> None:
+    """Refuse a budget that is negative, NaN, in 255ths, or does not fit the images' shape."""
+    _check_amount("eps", eps, images)
+    per_pixel = isinstance(eps, Tensor) and eps.dim() > 1
+    if norm == "l2" and per_pixel and eps.numel() > 1 and eps.numel() != eps.shape[0]:  # type: ignore[union-attr]
+        raise UserError("eps per pixel has no meaning in the L2 norm: give a number or one per image, (N,).")
+    largest = _extremes(eps)[1]
+    if norm == "linf" and largest > 1.0:
+        raise UserError(
+            f"eps is {largest:.4g}, expected at most 1: pixels lie in [0, 1], so write 8/255, not 8."
+        )
+
+
+def check_step_size(step_size: float | Tensor, images: Tensor) -> None:
+    """Refuse a step size that is negative, NaN, infinite or does not fit the images' shape."""
+    _check_amount("step_size", step_size, images)
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse a number of steps, restarts or targets that is not a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+
+
+def check_norm(norm: str) -> None:
+    """Refuse a norm that is not known."""
+    if norm not in NORMS:
+        raise unknown_name("norm", str(norm), NORMS)
+
+
+def check_start(start: Tensor, images: Tensor) -> None:
+    """Refuse a start of another shape or device than the images; it may lie outside of ball and box."""
+    if not isinstance(start, Tensor) or start.shape != images.shape:
+        found = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+        raise UserError(f"The start has shape {found}, expected the images' {tuple(images.shape)}.")
+    if start.device != images.device:
+        raise UserError(
+            f"The start is on {start.device}, the images on {images.device}: use start.to(images.device)."
+        )
+
+
+def check_call(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float | Tensor,
+    step_size: float | Tensor = 0.0,
+    steps: int = 0,
+    norm: str = "linf",
+) -> int:
+    """Refuse what no attack takes; return the largest label, to be held against the logits."""
+    check_images(images)
+    check_norm(norm)
+    check_eps(eps, images, norm)
+    check_step_size(step_size, images)
+    check_count("steps", steps, 0)
+    return check_labels(labels, images)
+
+
+@dataclass(frozen=True)
+class CheckedObjective:
+    """An objective behind the checks that need logits; they read nothing from the device and cost no pass."""
+
+    objective: Objective
+    highest_label: int
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the values ``(N,)``."""
+        check_labels_fit(self.highest_label, logits, labels.shape[0])
+        values = self.objective(logits, labels)
+        if values.shape != labels.shape:
+            raise UserError(
+                f"The loss returned shape {tuple(values.shape)}, expected ({labels.shape[0]},): "
+                "give a function with one value per image (reduction='none')."
+            )
+        return values
+
+    def select(self, rows: Tensor) -> CheckedObjective:
+        """Return the objective for some images of the batch."""
+        return CheckedObjective(select(self.objective, rows), self.highest_label)
+
+
+def _check_amount(name: str, value: float | Tensor, images: Tensor) -> None:
+    if isinstance(value, Tensor):
+        _check_shape(name, value, images)
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        found: Any = value
+        raise UserError(f"{name} is {found!r}, expected a number or a tensor, e.g. 8/255.")
+    low, high = _extremes(value)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = low if not math.isfinite(low) else high
+        raise UserError(f"{name} is {bad}, expected a finite number of at least 0, in pixel units (8/255).")
+    if low < 0:
+        raise UserError(f"{name} is {low:.4g}, expected at least 0: give a size, not a direction.")
+
+
+def _check_shape(name: str, value: Tensor, images: Tensor) -> None:
+    if value.device != images.device and value.dim() > 0:
+        raise UserError(
+            f"{name} is on {value.device}, the images on {images.device}: use {name}.to(images.device)."
+        )
+    shape = (value.shape[0], *[1] * (images.dim() - 1)) if value.dim() == 1 else tuple(value.shape)
+    trailing = images.shape[images.dim() - len(shape) :]
+    fits = len(shape) <= images.dim() and all(
+        mine in (1, whole) for mine, whole in zip(shape, trailing, strict=True)
+    )
+    if value.numel() == 0 or not fits:
+        raise UserError(
+            f"{name} has shape {tuple(value.shape)}, which does not fit images {tuple(images.shape)}: "
+            f"give a number, ({images.shape[0]},) or a shape that broadcasts to the images."
+        )
+
+
+def _extremes(value: float | Tensor) -> tuple[float, float]:
+    if isinstance(value, Tensor):
+        low, high = torch.stack(value.detach().double().aminmax()).tolist()
+        return float(low), float(high)
+    return float(value), float(value)

@@ -1,0 +1,78 @@
+"""The loop that every gradient attack runs: gradient with respect to the images, step, back into the ball."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robust_core.attacks.balls import make_ball, per_image
+from robust_core.attacks.objectives import Objective
+from robust_core.models import FrozenView
+
+__all__ = ["Classifier", "ascend", "gradient_of", "in_layout_of", "natural_layout", "natural_logits"]
+
+Classifier = Callable[[Tensor], Tensor]
+
+
+def gradient_of(
+    network: Classifier, images: Tensor, labels: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of the objective ``(N, ...)``, the logits ``(N, K)`` and the values ``(N,)``.
+
+    Only the images' gradient is computed, so no parameter's ``.grad`` is touched.
+    """
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        logits = network(leaf)
+        values = objective(logits, labels)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return gradient, logits.detach(), values.detach()
+
+
+def natural_layout(network: Classifier, images: Tensor) -> Tensor:
+    """Return the images in the memory layout that the network computes in, so that no step converts them."""
+    if isinstance(network, FrozenView) and images.dim() == 4:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def in_layout_of(result: Tensor, images: Tensor) -> Tensor:
+    """Return the result with the memory layout of the given images."""
+    return result.contiguous() if images.is_contiguous() else result
+
+
+def natural_logits(network: Classifier, images: Tensor) -> Tensor:
+    """Return the logits ``(N, K)`` of the images by one pass without gradient."""
+    with torch.no_grad():
+        return network(natural_layout(network, images.detach()))
+
+
+def ascend(
+    network: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    start: Tensor,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    steps: int,
+    objective: Objective,
+    norm: str = "linf",
+) -> Tensor:
+    """Return the iterate ``(N, ...)`` after ``steps`` steps that raise ``objective``, from ``start``.
+
+    The unchecked core for training: ``steps`` forward and backward passes, nothing read back from the device.
+    ``network`` is what ``robust_core.models.frozen`` gives. ``start`` need not lie in the ball or the box
+    (the first step brings it back; ``steps=0`` returns it). ``eps`` is a number, ``(N,)`` or, for L-inf, per
+    pixel. On a frozen view the result is channels-last.
+    """
+    images = natural_layout(network, images.detach())
+    ball = make_ball(images, eps, norm)
+    step_size = per_image(step_size, images)
+    iterate = natural_layout(network, start.detach().to(images.dtype))
+    for _ in range(steps):
+        gradient, _, _ = gradient_of(network, iterate, labels, objective)
+        iterate = ball.step(iterate, gradient, step_size)
+    return iterate

@@ -1,0 +1,125 @@
+"""Runs of the engine that look at every iterate: the best one, the first success, an observer, restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robust_core.attacks.balls import Ball, make_ball, per_image
+from robust_core.attacks.engine import Classifier, gradient_of, natural_layout
+from robust_core.attacks.objectives import Objective, select
+
+__all__ = ["KEEPS", "Observer", "Search", "fooled"]
+
+KEEPS = ("last", "best")
+Observer = Callable[[Tensor, Tensor], None]
+
+
+def fooled(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
+    """Return for which images ``(N,)`` the attack has reached its aim."""
+    hits = logits.argmax(dim=1) == labels
+    return hits if targeted else ~hits
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images still under attack: their positions in the batch and all that goes with them."""
+
+    rows: Tensor
+    labels: Tensor
+    ball: Ball
+    step_size: float | Tensor
+    objective: Objective
+
+    def select(self, kept: Tensor) -> _Part:
+        step_size = self.step_size
+        if isinstance(step_size, Tensor) and step_size.dim() > 0 and step_size.shape[0] == len(self.rows):
+            step_size = step_size[kept]
+        return _Part(
+            self.rows[kept],
+            self.labels[kept],
+            self.ball.select(kept),
+            step_size,
+            select(self.objective, kept),
+        )
+
+
+class Search:
+    """Keeps for each image, over one or more runs, a success (with early stop), else the largest objective.
+
+    ``result`` ``(N, ...)`` holds the images, ``value`` ``(N,)`` their objective.
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        eps: float | Tensor,
+        norm: str,
+        step_size: float | Tensor,
+        objective: Objective,
+    ) -> None:
+        self._network = network
+        natural = natural_layout(network, images.detach())
+        rows = torch.arange(len(natural), device=natural.device)
+        ball = make_ball(natural, eps, norm)
+        self._open = _Part(rows, labels, ball, per_image(step_size, natural), objective)
+        self.result = natural.clone()
+        self.value = natural.new_full((len(natural),), -torch.inf)
+
+    def run(
+        self,
+        start: Tensor,
+        steps: int,
+        *,
+        best: bool,
+        early_stop: bool,
+        targeted: bool = False,
+        observe: Observer | None = None,
+    ) -> None:
+        """Run from ``start`` ``(N, ...)`` on the images that no earlier run has finished.
+
+        A start outside of ball or box counts for nothing but its gradient.
+        """
+        part = self._open
+        iterate = natural_layout(self._network, start)[part.rows]
+        for index in range(steps + 1):
+            if len(part.rows) == 0:
+                break
+            last = index == steps
+            gradient, logits, values = self._evaluate(part, iterate, with_gradient=not last)
+            counts = part.ball.contains(iterate) if index == 0 else torch.ones_like(values, dtype=torch.bool)
+            if observe is not None:
+                shown = counts.nonzero().squeeze(1) if index == 0 else slice(None)
+                observe(iterate[shown], part.rows[shown])
+            if best or last:
+                self._record(part.rows, iterate, values, counts if best else torch.ones_like(counts))
+            if early_stop:
+                done = fooled(logits, part.labels, targeted) & counts
+                if bool(done.any()):
+                    self._record(part.rows, iterate, torch.full_like(values, torch.inf), done)
+                    part, iterate, gradient = part.select(~done), iterate[~done], gradient[~done]
+            if not last:
+                iterate = part.ball.step(iterate, gradient, part.step_size)
+        if early_stop:
+            self._open = part
+
+    def _evaluate(
+        self, part: _Part, iterate: Tensor, *, with_gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if with_gradient:
+            return gradient_of(self._network, iterate, part.labels, part.objective)
+        with torch.no_grad():
+            logits = self._network(iterate)
+            return iterate, logits, part.objective(logits, part.labels)
+
+    def _record(self, rows: Tensor, iterate: Tensor, values: Tensor, counts: Tensor) -> None:
+        better = counts & (values > self.value[rows])
+        self.value[rows] = torch.where(better, values.to(self.value), self.value[rows])
+        wide = better.view(-1, *[1] * (iterate.dim() - 1))
+        self.result[rows] = torch.where(wide, iterate, self.result[rows])

@@ -72,7 +72,7 @@ def trades(natural_logits: Tensor, adversarial_logits: Tensor, labels: Tensor, *
 def mart_terms(natural_logits: Tensor, adversarial_logits: Tensor, labels: Tensor) -> MartTerms:
     """Return the three terms of MART, the last without its factor beta.
 
-    ``p`` are the natural, ``q`` the adversarial probabilities, ``k`` is the most probable wrong class of ``q``:
+    ``p`` natural and ``q`` adversarial probabilities, ``k`` the most probable wrong class of ``q``:
     ``CE(z(x'), y)``; ``-log(1.0001 - q_k + 1e-12)``;
     ``(1.0000001 - p_y) sum_j p_j (log p_j - log(q_j + 1e-12))``.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "Ball", "L2Ball", "LinfBall", "make_ball", "per_image", "unit"]
+__all__ = ["NORMS", "Ball", "L2Ball", "LinfBall", "make_ball", "per_image", "select_rows", "unit"]
 
 NORMS = ("linf", "l2")
 
@@ -20,7 +20,7 @@ def per_image(value: float | Tensor, images: Tensor) -> float | Tensor:
     return value.view(-1, *[1] * (images.dim() - 1)) if value.dim() == 1 else value
 
 
-def _select(value: float | Tensor, rows: Tensor, dim: int) -> float | Tensor:
+def select_rows(value: float | Tensor, rows: Tensor, dim: int) -> float | Tensor:
     """Return the rows of a broadcast value; what is shared by all images stays as it is."""
     if isinstance(value, Tensor) and value.dim() == dim and value.shape[0] > 1:
         return value[rows]
@@ -85,7 +85,7 @@ class L2Ball:
 
     def select(self, rows: Tensor) -> L2Ball:
         """Return the set for some images of the batch."""
-        return L2Ball(self.images[rows], _select(self.radius, rows, self.images.dim()))
+        return L2Ball(self.images[rows], select_rows(self.radius, rows, self.images.dim()))
 
 
 Ball = LinfBall | L2Ball

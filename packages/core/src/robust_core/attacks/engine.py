@@ -60,19 +60,24 @@ def ascend(
     steps: int,
     objective: Objective,
     norm: str = "linf",
+    visit: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Return the iterate ``(N, ...)`` after ``steps`` steps that raise ``objective``, from ``start``.
 
     The unchecked core for training: ``steps`` forward and backward passes, nothing read back from the device.
     ``network`` is what ``robust_core.models.frozen`` gives. ``start`` need not lie in the ball or the box
     (the first step brings it back; ``steps=0`` returns it). ``eps`` is a number, ``(N,)`` or, for L-inf, per
-    pixel. On a frozen view the result is channels-last.
+    pixel. ``visit`` sees every iterate, start and last included. A frozen view's result is channels-last.
     """
     images = natural_layout(network, images.detach())
     ball = make_ball(images, eps, norm)
     step_size = per_image(step_size, images)
     iterate = natural_layout(network, start.detach().to(images.dtype))
     for _ in range(steps):
+        if visit is not None:
+            visit(iterate)
         gradient, _, _ = gradient_of(network, iterate, labels, objective)
         iterate = ball.step(iterate, gradient, step_size)
+    if visit is not None:
+        visit(iterate)
     return iterate

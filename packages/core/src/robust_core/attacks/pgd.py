@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robust_core.attacks.balls import make_ball
 from robust_core.attacks.checks import CheckedObjective, check_call, check_count
 from robust_core.attacks.engine import Classifier, ascend, in_layout_of, natural_logits
 from robust_core.attacks.objectives import Objective, named
-from robust_core.attacks.search import KEEPS, Observer, Search
+from robust_core.attacks.search import KEEPS, Observer, Search, watcher
 from robust_core.attacks.starts import start_source
 from robust_core.errors import unknown_name
 from robust_core.models import frozen
@@ -50,8 +51,8 @@ def pgd(
         start: a given start instead, of the images' shape. It may lie outside of ball and box: the first step
             brings it back, and it then counts neither for ``keep``, ``early_stop`` nor ``observe``.
         restarts: runs from new random starts; each image keeps its run with the largest final objective.
-        loss: ``ce``, ``kl`` (to the natural prediction), ``margin``, ``dlr``, or a function (logits, labels) ->
-            ``(N,)`` to maximise (minimised with ``targeted``).
+        loss: ``ce``, ``kl`` (to the natural prediction), ``margin``, ``dlr``, or a function
+            (logits, labels) -> ``(N,)`` to maximise (minimised with ``targeted``).
         reference_logits: for ``kl``: the natural logits ``(N, K)``, computed by one extra pass if not given.
         keep: ``last`` iterate (what training and published figures use) or ``best``: largest objective of all
             iterates, the last one included, at the cost of one forward pass.
@@ -74,7 +75,7 @@ def pgd(
 
     objective = CheckedObjective(named(loss, targeted=targeted, reference=reference), highest)
     begin = start_source(images, eps, random_start=random_start, start=start, norm=norm, generator=generator)
-    if restarts == 1 and keep == "last" and not early_stop and observe is None:
+    if restarts == 1 and keep == "last" and not early_stop:
         result = ascend(
             network,
             images,
@@ -85,6 +86,7 @@ def pgd(
             steps=steps,
             objective=objective,
             norm=norm,
+            visit=None if observe is None else watcher(observe, make_ball(images, eps, norm), len(images)),
         )
         return in_layout_of(result, images)
     search = Search(network, images, labels, eps=eps, norm=norm, step_size=step_size, objective=objective)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust_core.attacks.balls import Ball, make_ball, per_image
+from robust_core.attacks.balls import Ball, make_ball, per_image, select_rows
 from robust_core.attacks.engine import Classifier, gradient_of, natural_layout
 from robust_core.attacks.objectives import Objective, select
 
-__all__ = ["KEEPS", "Observer", "Search", "fooled"]
+__all__ = ["KEEPS", "Observer", "Search", "fooled", "watcher"]
 
 KEEPS = ("last", "best")
 Observer = Callable[[Tensor, Tensor], None]
@@ -24,6 +24,24 @@ def fooled(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
     return hits if targeted else ~hits
 
 
+def watcher(observe: Observer, ball: Ball, size: int) -> Callable[[Tensor], None]:
+    """Return what shows ``observe`` the iterates of a run on whole copies of a batch of ``size`` images.
+
+    Of the start, only the images that lie in ``ball`` are shown.
+    """
+    started = False
+
+    def show(iterate: Tensor) -> None:
+        nonlocal started
+        rows = torch.arange(size, device=iterate.device)
+        for part in torch.split(iterate, size):
+            shown = slice(None) if started else ball.contains(part).nonzero().squeeze(1)
+            observe(part[shown], rows[shown])
+        started = True
+
+    return show
+
+
 @dataclass(frozen=True)
 class _Part:
     """The images still under attack: their positions in the batch and all that goes with them."""
@@ -33,17 +51,16 @@ class _Part:
     ball: Ball
     step_size: float | Tensor
     objective: Objective
+    dim: int
 
     def select(self, kept: Tensor) -> _Part:
-        step_size = self.step_size
-        if isinstance(step_size, Tensor) and step_size.dim() > 0 and step_size.shape[0] == len(self.rows):
-            step_size = step_size[kept]
         return _Part(
             self.rows[kept],
             self.labels[kept],
             self.ball.select(kept),
-            step_size,
+            select_rows(self.step_size, kept, self.dim),
             select(self.objective, kept),
+            self.dim,
         )
 
 
@@ -68,7 +85,7 @@ class Search:
         natural = natural_layout(network, images.detach())
         rows = torch.arange(len(natural), device=natural.device)
         ball = make_ball(natural, eps, norm)
-        self._open = _Part(rows, labels, ball, per_image(step_size, natural), objective)
+        self._open = _Part(rows, labels, ball, per_image(step_size, natural), objective, natural.dim())
         self.result = natural.clone()
         self.value = natural.new_full((len(natural),), -torch.inf)
 

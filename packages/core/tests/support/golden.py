@@ -1,6 +1,6 @@
 """Reference arrays of the official implementations, and the weights recipe that they were computed with.
 
-Read from ``$GOLDEN_DIR/<paper>/<file>`` when that is set, otherwise from the copies beside the packages' tests.
+Read from ``$GOLDEN_DIR/<paper>/<file>`` when that is set, otherwise from the copies beside the tests.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "recipe_state_dict",
 ]
 
+ROOT = Path(os.environ["GOLDEN_DIR"]).resolve() if os.environ.get("GOLDEN_DIR") else None
 PACKAGES = Path(__file__).resolve().parents[3]
 COPIES = ("core", "part", "ancra", "gdro_at")
 # The names of the golden files and ours.
@@ -34,8 +35,8 @@ MODEL_NAMES = {"resnet18": "resnet18", "wrn34_10": "wrn-34-10", "preact18": "pre
 
 def golden_dir(paper: str, file: str = "models.json") -> Path:
     """Return the folder that holds ``file`` of one paper's arrays."""
-    if root := os.environ.get("GOLDEN_DIR"):
-        return Path(root) / paper
+    if ROOT is not None:
+        return ROOT / paper
     folders = [PACKAGES / package / "tests" / "golden" / paper for package in COPIES]
     for folder in folders:
         if (folder / file).is_file():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,24 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
 
 
+class _Scratch:
+    """One buffer for all weights on their way from one layout and precision to another, in this order.
+
+    Both at once is several times slower, and fresh memory for each weight costs as much as the work itself.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return memory of the target's shape and layout, to be used at once."""
+        buffer = self._buffers.get((dtype, target.device))
+        if buffer is None or buffer.numel() < target.numel():
+            buffer = torch.empty(target.numel(), dtype=dtype, device=target.device)
+            self._buffers[dtype, target.device] = buffer
+        return buffer[: target.numel()].as_strided(target.shape, target.stride())
+
+
 def _norm_scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return the scale and shift per channel, float64, of a batch norm in evaluation mode."""
     mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
@@ -61,19 +80,95 @@ def _refresh_affine(norm: _BatchNorm, affine: ChannelAffine) -> None:
     affine.bias.copy_(shift)
 
 
-def _refresh_folded(conv: nn.Conv2d, norm: _BatchNorm, folded: nn.Conv2d) -> None:
+def _refresh_folded(conv: nn.Conv2d, norm: _BatchNorm, folded: nn.Conv2d, scratch: _Scratch) -> None:
     scale, shift = _norm_scale_shift(norm)
     if conv.bias is not None:
         shift += conv.bias * scale
     cast(Tensor, folded.bias).copy_(shift)
     # In float32 or better, rounded once to the view's precision.
-    precise = torch.promote_types(torch.promote_types(conv.weight.dtype, folded.weight.dtype), torch.float32)
-    torch.mul(conv.weight, scale.to(precise).view(-1, 1, 1, 1), out=folded.weight)
+    target = folded.weight
+    precise = torch.promote_types(torch.promote_types(conv.weight.dtype, target.dtype), torch.float32)
+    product = target if target.dtype == precise else scratch.like(target, precise)
+    torch.mul(conv.weight, scale.to(precise).view(-1, 1, 1, 1), out=product)
+    if product is not target:
+        target.copy_(product)
 
 
-def _can_replace(norm: nn.Module) -> bool:
-    """Say whether the norm uses running statistics in evaluation mode; without any it stays a batch norm."""
-    return isinstance(norm, _BatchNorm) and norm.running_mean is not None
+def _refresh_tensor(module: nn.Module, key: str, target: Tensor, scratch: _Scratch) -> None:
+    source: Tensor = getattr(module, key)
+    if source.dtype != target.dtype and source.stride() != target.stride():
+        source = scratch.like(target, source.dtype).copy_(source)
+    target.copy_(source)
+
+
+@torch.no_grad()
+def folded_copy(
+    model: nn.Module, dtype: torch.dtype, head_dtype: torch.dtype
+) -> tuple[nn.Module, list[Callable[[], None]]]:
+    """Return a copy in evaluation mode without batch norm, and the calls that fill it from the live model.
+
+    The copy's tensors are allocated here once and hold nothing until the calls have run. Modules of a
+    ``Network``'s pooled head get ``head_dtype``, all others ``dtype``. The live model is neither touched nor
+    shared.
+    """
+    modules = {name: module for name, module in model.named_modules() if not _is_unused(model, name)}
+    pairs = model.conv_norm_pairs() if isinstance(model, Network) else []
+    conv_of = {norm: conv for conv, norm in pairs if _uses_running_statistics(modules[norm])}
+    twin = copy.deepcopy(model, _substitutes(model, modules, set(conv_of), dtype, head_dtype)).eval()
+
+    scratch = _Scratch()
+    refreshers: list[Callable[[], None]] = []
+    for name, module in modules.items():
+        copied = twin.get_submodule(name)
+        if name in conv_of:
+            conv, folded = modules[conv_of[name]], cast(nn.Conv2d, twin.get_submodule(conv_of[name]))
+            folded.bias = nn.Parameter(folded.weight.new_empty(folded.out_channels), requires_grad=False)
+            refreshers.append(partial(_refresh_folded, conv, module, folded, scratch))
+        elif isinstance(copied, ChannelAffine):
+            refreshers.append(partial(_refresh_affine, cast(_BatchNorm, module), copied))
+        elif name not in conv_of.values():
+            refreshers += [
+                partial(_refresh_tensor, module, key, target, scratch) for key, target in _own_tensors(copied)
+            ]
+    return twin, refreshers
+
+
+def _substitutes(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    folded_norms: set[str],
+    dtype: torch.dtype,
+    head_dtype: torch.dtype,
+) -> dict[int, Any]:
+    """Return deepcopy's memo: what stands in the copy for each tensor and module of the original.
+
+    So nothing heavy is copied, gradients stay behind, and a process group inside a norm is never reached.
+    """
+    head = model.pooled_head() if isinstance(model, Network) else None
+    in_head = {id(head.norm), id(head.linear)} if head is not None else set()
+    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        target = head_dtype if id(module) in in_head else dtype
+        if name in folded_norms or name not in modules:
+            memo[id(module)] = nn.Identity()
+        elif _uses_running_statistics(module):
+            norm = cast(_BatchNorm, module)
+            memo[id(norm)] = ChannelAffine(norm.num_features, target, cast(Tensor, norm.running_mean).device)
+        else:
+            for _, tensor in _own_tensors(module):
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = _empty_twin(tensor, target)
+        if isinstance(model, Network):
+            # A user's counting hook must not count the view's passes; elsewhere hooks may be the computation.
+            memo.update({id(getattr(module, hooks)): OrderedDict() for hooks in _HOOKS})
+    return memo
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of the module itself, by name."""
+    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield key, tensor
 
 
 def _empty_twin(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,74 +181,11 @@ def _empty_twin(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return nn.Parameter(twin, requires_grad=False) if isinstance(tensor, nn.Parameter) else twin
 
 
-@torch.no_grad()
-def folded_copy(
-    model: nn.Module, dtype: torch.dtype, head_dtype: torch.dtype
-) -> tuple[nn.Module, list[Callable[[], None]]]:
-    """Return a copy in evaluation mode without batch norm, and the calls that fill it from the live model.
-
-    The copy's tensors are allocated here once; until the calls have run they hold nothing. Modules of a ``Network``'s
-    pooled head get ``head_dtype``, all others ``dtype``. Nothing of the live model is touched or shared.
-    """
-    modules = dict(model.named_modules())
-    pairs = model.conv_norm_pairs() if isinstance(model, Network) else []
-    conv_of = {norm: conv for conv, norm in pairs if _can_replace(modules[norm])}
-    head = model.pooled_head() if isinstance(model, Network) else None
-    in_head = {id(part) for part in head[:1] + head[3:] if part is not None} if head else set()
-
-    # The memo of deepcopy decides what stands in the copy for each tensor and module of the original: nothing
-    # heavy is copied, gradients stay behind, and a process group inside a norm is never reached.
-    memo: dict[int, Any] = {}
-    refreshers: list[Callable[[], None]] = []
-    skipped = {name for name in modules for top in getattr(model, "unused", ()) if _inside(name, top)}
-    memo.update({id(modules[name]): nn.Identity() for name in skipped})
-    for name, module in modules.items():
-        if name in skipped:
-            continue
-        target = head_dtype if id(module) in in_head else dtype
-        if name in conv_of:
-            memo[id(module)] = nn.Identity()
-        elif _can_replace(module):
-            norm = cast(_BatchNorm, module)
-            affine = ChannelAffine(norm.num_features, target, cast(Tensor, norm.running_mean).device)
-            memo[id(module)] = affine
-            refreshers.append(_bind(_refresh_affine, norm, affine))
-        else:
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and id(tensor) not in memo:
-                    memo[id(tensor)] = _empty_twin(tensor, target)
-        if isinstance(model, Network):
-            # A counting hook of the user must not count the view's passes. (Elsewhere hooks may be the computation.)
-            memo.update(
-                {id(getattr(module, hook)): OrderedDict() for hook in _HOOKS if hasattr(module, hook)}
-            )
-    twin = cast(nn.Module, copy.deepcopy(model, memo)).eval()
-
-    for name, module in modules.items():
-        if name in skipped or name in conv_of or _can_replace(module):
-            continue
-        copied = twin.get_submodule(name)
-        if name in conv_of.values():
-            continue
-        refreshers += [
-            _bind(_copy_tensor, module, key, tensor)
-            for key, tensor in (*copied._parameters.items(), *copied._buffers.items())
-            if tensor is not None
-        ]
-    for norm_name, conv_name in conv_of.items():
-        conv, folded = cast(nn.Conv2d, modules[conv_name]), cast(nn.Conv2d, twin.get_submodule(conv_name))
-        folded.bias = nn.Parameter(folded.weight.new_empty(conv.out_channels), requires_grad=False)
-        refreshers.append(_bind(_refresh_folded, conv, cast(_BatchNorm, modules[norm_name]), folded))
-    return twin, refreshers
+def _uses_running_statistics(module: nn.Module) -> bool:
+    """Say whether the module is a batch norm that is an affine map in evaluation mode."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def _bind(function: Callable[..., None], *arguments: Any) -> Callable[[], None]:
-    return lambda: function(*arguments)
-
-
-def _copy_tensor(module: nn.Module, key: str, target: Tensor) -> None:
-    target.copy_(getattr(module, key))
-
-
-def _inside(name: str, top: str) -> bool:
-    return name == top or name.startswith(f"{top}.")
+def _is_unused(model: nn.Module, name: str) -> bool:
+    unused = model.unused if isinstance(model, Network) else ()
+    return any(name == top or name.startswith(f"{top}.") for top in unused)

@@ -18,12 +18,12 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 class FrozenView(nn.Module):
-    """A copy of a model for attacks: evaluation mode, batch norm folded, no parameter gradients, channels-last.
+    """A copy of a model for attacks: evaluation mode, norms folded, channels-last, no parameter gradients.
 
     It takes images ``(N, C, H, W)`` of any floating type, computes in ``dtype`` (the model's own if None) and
-    returns float32 (float64 for float64); gradients with respect to the images have the images' type. In bfloat16 a
-    pooled head still runs in float32. The live model's weights arrive by ``refresh``, in place; its mode, gradients,
-    buffers and hooks are never touched. The view stays on the device where the model was when it was made.
+    returns float32 (float64 for float64); gradients with respect to the images have the images' type. In
+    bfloat16 a pooled head still runs in float32. The live model's weights arrive by ``refresh``, in place;
+    its mode, gradients, buffers and hooks are never touched. The view stays on the device of its making.
     """
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:

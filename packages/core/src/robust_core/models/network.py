@@ -95,12 +95,12 @@ class Network(nn.Module):
         return head(features)
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """Return the names (convolution, batch norm) of each norm whose only input is that convolution's output.
+        """Return the names (convolution, batch norm) of each convolution that feeds a norm alone.
 
-        The convolution must feed nothing else: such a norm can be folded into it in evaluation mode.
+        Such a norm can be folded into the convolution in evaluation mode.
         """
         return []
 
     def pooled_head(self) -> PooledHead | None:
-        """Return what ``forward_head`` consists of, or None if it is anything else than pooling and linear."""
+        """Return what ``forward_head`` consists of, or None if it is not pooling and linear."""
         return None

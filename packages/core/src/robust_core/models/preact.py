@@ -1,4 +1,4 @@
-"""PreActResNet-18 (He et al. 2016, identity mappings) with a final norm and 4x4 pooling, for 32 or 64 pixels."""
+"""PreActResNet-18 (He et al. 2016, identity mappings) with a final norm and 4x4 pooling."""
 
 from __future__ import annotations
 

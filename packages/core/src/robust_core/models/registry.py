@@ -58,9 +58,10 @@ def build_model(
 ) -> Network:
     """Return a freshly initialised network for images ``(N, 3, image_size, image_size)`` in ``[0, 1]``.
 
-    ``image_size`` is a multiple of 32. With ``mean`` and ``std`` (three numbers each) normalisation is the first
-    layer. With ``seed`` the weights depend on it alone and the global random state stays as it is; without, they
-    are drawn from the global random state. Raises ``UserError`` for an unknown name or an impossible size.
+    ``image_size`` is a multiple of 32. With ``mean`` and ``std`` (three numbers each) normalisation is the
+    first layer. With ``seed`` the weights depend on it alone and the global random state stays as it is;
+    without, they are drawn from the global random state. Raises ``UserError`` for an unknown name or an
+    impossible size.
 
     >>> build_model("resnet8-s2", 10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])

@@ -14,7 +14,7 @@ __all__ = ["ResNet", "resnet", "resnet8_s2"]
 
 
 def _shortcut(in_planes: int, planes: int, stride: int) -> nn.Sequential:
-    """Return the identity (an empty sequence) or, where the shape changes, a 1x1 convolution with its norm."""
+    """Return the identity (an empty sequence) or, for another shape, a 1x1 convolution with its norm."""
     if stride == 1 and in_planes == planes:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
@@ -66,7 +66,7 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet(Network):
-    """Stem, stages of residual blocks (the first without stride, the others halve the map), global average, linear.
+    """Stem, stages of residual blocks (all but the first halve the map), global average pooling, linear.
 
     ``forward_features`` returns the last stage's output, behind its relu.
     """

@@ -15,9 +15,11 @@ from robust_core.models.network import Network
 
 __all__ = ["load_state", "load_weights", "read_state_dict"]
 
-# Under these keys checkpoints of training scripts keep the state dict; in front of names, wrappers leave these.
+# Keys under which training scripts keep the state dict, and what wrappers leave in front of names.
 _NESTS = ("state_dict", "model", "net", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")
+# How torch's weights-only reader names what it refused, rather than what it could not read.
+_SIGNS_OF_CODE = ("GLOBAL", "global", "allowlist", "REDUCE", "BUILD", "instantiate")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -40,8 +42,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if _holds_code(str(error)):
             raise UserError(
-                f"{file} is a pickle of Python objects, not a plain checkpoint, and was refused because loading it "
-                f"could run code; save model.state_dict() instead of the whole model."
+                f"{file} is a pickle of Python objects, not a plain checkpoint, and was refused because "
+                f"loading it could run code; save model.state_dict() instead of the whole model."
             ) from None
         raise _no_checkpoint(file) from None
     except OSError as error:
@@ -59,7 +61,8 @@ def _holds_code(message: str) -> bool:
 
 def _no_checkpoint(file: Path) -> UserError:
     return UserError(
-        f"{file} is not a checkpoint, or is damaged or cut short; give a file saved with torch.save, or copy it again."
+        f"{file} is not a checkpoint, or is damaged or cut short; give a file saved with torch.save, "
+        f"or copy it again."
     )
 
 
@@ -83,17 +86,18 @@ def _plain_state(content: Any, source: str) -> dict[str, Tensor]:
 
 
 def _no_state(source: str) -> UserError:
-    keys = ", ".join(_NESTS[:3])
+    keys = " or ".join(_NESTS[:3])
     return UserError(
-        f"{source} holds no state dict; expected names with tensors, directly or under one of the keys {keys}."
+        f"{source} holds no state dict; expected names with tensors, directly or under the key {keys}; "
+        f"save model.state_dict()."
     )
 
 
 def load_state(model: nn.Module, state_dict: Mapping[str, Any], source: str = "The state dict") -> None:
     """Load a state dict (plain, nested or prefixed) into ``model``, in place.
 
-    ``source`` begins the error messages. Raises ``UserError`` for another architecture or class count, and leaves
-    the model unchanged then.
+    ``source`` begins the error messages. Raises ``UserError`` for another architecture or class count, and
+    leaves the model unchanged then.
     """
     state = _plain_state(state_dict, source)
     expected = model.state_dict()
@@ -161,8 +165,8 @@ def _check_shapes(
     name = wrong[0]
     raise UserError(
         f"{source} is of another architecture than {_model_name(model)}: '{name}' has the shape "
-        f"{tuple(state[name].shape)}, expected {tuple(expected[name].shape)}; choose the architecture (and image size) "
-        f"that it was trained with."
+        f"{tuple(state[name].shape)}, expected {tuple(expected[name].shape)}; choose the architecture and "
+        f"image size that it was trained with."
     )
 
 

@@ -16,7 +16,7 @@ __all__ = ["WideResNet"]
 
 
 class _WideBlock(nn.Module):
-    """Norm and relu before each of two convolutions; a changed width takes its shortcut behind the first relu."""
+    """Norm and relu before each convolution; a changed width takes its shortcut behind the first relu."""
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class _Stage(nn.Module):
 class WideResNet(Network):
     """Stem of 16 channels, three stages of ``(depth - 4) / 6`` blocks, norm, relu, global average, linear.
 
-    ``forward_features`` returns ``block3``'s output before the final norm. ``sub_block1`` exists because official
-    checkpoints hold it; nothing uses it, so its parameters ask for no gradient (otherwise several processes
-    would wait for gradients that never come).
+    ``forward_features`` returns ``block3``'s output before the final norm. ``sub_block1`` exists because
+    official checkpoints hold it; nothing uses it, so its parameters ask for no gradient (otherwise several
+    processes would wait for gradients that never come).
     """
 
     unused: ClassVar[tuple[str, ...]] = ("sub_block1",)
@@ -72,8 +72,8 @@ class WideResNet(Network):
     ) -> None:
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise UserError(
-                f"{name} is no WideResNet: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...) and the width factor "
-                f"at least 1; use for example wrn-28-10 or wrn-34-10."
+                f"{name} is no WideResNet: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...) and the width "
+                f"factor at least 1; use for example wrn-28-10 or wrn-34-10."
             )
         super().__init__(name, num_classes, image_size=image_size, mean=mean, std=std)
         self.blocks_per_stage = (depth - 4) // 6
@@ -89,7 +89,7 @@ class WideResNet(Network):
         self.sub_block1.requires_grad_(False)
 
     def _initialise(self) -> None:
-        """Draw convolutions from N(0, 2 / (k k out)) and zero the classifier's bias (He et al. 2015, fan out)."""
+        """Draw convolutions from N(0, 2 / (k k out)), as He et al. 2015; zero the classifier's bias."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -106,7 +106,7 @@ class WideResNet(Network):
         return PooledHead(norm=self.bn1, relu=True, pool=None, linear=self.fc)
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """Return each block's first convolution and second norm, and the stem where only a norm follows it."""
+        """Return each block's first convolution and second norm, and the stem where a norm alone follows."""
         pairs = [
             (f"{stage}.layer.{i}.conv1", f"{stage}.layer.{i}.bn2")
             for stage in ("block1", "block2", "block3")

@@ -1,0 +1,125 @@
+"""Who decides: the unmodified model judges every iterate, and every pass through a network is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_core.errors import UserError
+
+__all__ = ["CountingNetwork", "Judge", "check_model", "model_place"]
+
+
+class CountingNetwork:
+    """A network that counts the images that go through it forward and backward; what attacks are given."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        self.network = network
+        self.forward_passes = 0
+        self.backward_passes = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the network's logits ``(N, K)``."""
+        logits = self.network(images)
+        self.forward_passes += len(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward_passes += len(gradient)
+
+
+class Judge:
+    """Decides, for one batch and one attack, which images withstood every iterate.
+
+    ``right`` bool ``(n,)`` starts as the verdict at zero perturbation; ``observe`` takes the iterates. An
+    iterate with a logit that is not finite counts as broken. An attack that leaves the ball or the box is a
+    fault of the attack, not of the model, and raises ``RuntimeError`` in ``verdict``.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        right: Tensor,
+        eps: float,
+        norm: str,
+    ) -> None:
+        self.model = model
+        self.images = images
+        self.labels = labels
+        self.right = right.clone()
+        self.eps = eps
+        self.norm = norm
+        self.passes = 0
+        self._excess = torch.zeros((), dtype=images.dtype, device=images.device)
+
+    def observe(self, iterate: Tensor, rows: Tensor | None = None) -> None:
+        """Judge an iterate ``(m, C, H, W)`` of the images at ``rows`` ``(m,)`` of the batch (None: all)."""
+        if rows is None:
+            rows = torch.arange(len(self.images), device=self.images.device)
+        elif rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]
+        self._measure(iterate, rows)
+        # What has failed once has failed: only images that still stand are judged.
+        standing = self.right[rows].nonzero()[:, 0]
+        if len(standing):
+            rows = rows[standing]
+            self.right[rows] = self.correct(iterate[standing], self.labels[rows])
+
+    def verdict(self, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """Judge what the attack returned: bool ``(n,)`` right there, and right at every iterate."""
+        self._measure(adversarial, torch.arange(len(self.images), device=self.images.device))
+        excess = float(self._excess)
+        # Up to the rounding of a length over all pixels; anything else is another budget than the table says.
+        if not excess <= 1e-5:
+            raise RuntimeError(f"An attack left its ball or [0, 1] by {excess:.3g} (eps {self.eps:.4g}).")
+        last = self.correct(adversarial, self.labels)
+        return last, self.right & last
+
+    def correct(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return which images the unmodified model classifies right, bool."""
+        with torch.no_grad():
+            logits = self.model(images.contiguous())
+        self.passes += len(images)
+        return (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
+
+    def _measure(self, iterate: Tensor, rows: Tensor) -> None:
+        """Note how far an iterate lies outside the ball or the box."""
+        iterate = iterate.detach()
+        offset = (iterate - self.images[rows]).flatten(1)
+        order = 2.0 if self.norm == "l2" else torch.inf
+        length = torch.linalg.vector_norm(offset, ord=order, dim=1).amax()
+        outside = torch.maximum(-iterate.amin(), iterate.amax() - 1)
+        self._excess = torch.stack([self._excess, length - self.eps, outside]).amax()
+
+
+def check_model(model: Any) -> None:
+    """Refuse a model in train mode or in another precision than float32 and float64 (``UserError``)."""
+    if not isinstance(model, torch.nn.Module):
+        return
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise UserError(
+            f"The model is in train mode (module '{training[0]}'), expected evaluation mode: "
+            "call model.eval() first."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"Parameter '{name}' is {parameter.dtype}, evaluation is float32: call model.float() first."
+            )
+
+
+def model_place(model: Any) -> tuple[torch.device, torch.dtype]:
+    """Return device and dtype of the model's parameters (CPU and float32 for a callable without any)."""
+    parameters = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
+    for parameter in parameters:
+        return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.float32

@@ -1,0 +1,94 @@
+"""How each kind of member attacks a batch: the bridge from a protocol's settings to the attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_core import attacks
+from robust_core.randomness import generator_for
+
+__all__ = ["RUNNERS", "AttackCall", "MemberUnavailable", "Runner"]
+
+
+class MemberUnavailable(Exception):
+    """A member cannot run here; the message says what is missing and the remedy."""
+
+
+@dataclass(frozen=True)
+class AttackCall:
+    """One batch for one member: what a runner needs to return adversarial images.
+
+    ``network`` is the (counting) frozen view, ``images`` ``(n, C, H, W)`` in [0, 1], ``indices`` the images'
+    positions in the full split. Every iterate goes to ``observe(iterate, rows)``; ``flag`` takes warnings.
+    """
+
+    network: Callable[[Tensor], Tensor]
+    images: Tensor
+    labels: Tensor
+    settings: dict[str, Any]
+    purpose: str
+    seed: int
+    indices: Sequence[int]
+    observe: Callable[[Tensor, Tensor], None]
+    flag: Callable[[str], None]
+
+    def generator(self) -> torch.Generator:
+        """Return the batch's generator (CPU), for attacks that draw more than a start."""
+        return generator_for(self.seed, self.purpose, self.indices[0])
+
+    def starts(self, *position: int) -> Tensor:
+        """Return random starts in ball and box, each a function of (seed, member, image, position) alone.
+
+        ``random_start`` of the settings: "uniform" (default), "normal" or False. Drawn on the CPU.
+        """
+        kind = self.settings.get("random_start", "uniform")
+        if kind is False:
+            return self.images
+        drawn = []
+        for image, index in zip(self.images.cpu(), self.indices, strict=True):
+            generator = generator_for(self.seed, self.purpose, index, *position)
+            drawn.append(
+                attacks.draw_start(
+                    image[None],
+                    eps=self.settings["eps"],
+                    kind="uniform" if kind is True else kind,
+                    generator=generator,
+                    norm=self.settings.get("norm", "linf"),
+                )
+            )
+        return torch.cat(drawn).to(self.images)
+
+    def options(self, *own: str) -> dict[str, Any]:
+        """Return the settings without the keys that the runner handles itself."""
+        return {key: value for key, value in self.settings.items() if key not in {"random_start", *own}}
+
+
+Runner = Callable[[AttackCall], Tensor]
+
+
+def _pgd(call: AttackCall) -> Tensor:
+    """PGD with all its settings; several restarts draw per batch instead of per image."""
+    if call.settings.get("restarts", 1) > 1:
+        options = {**call.settings, "generator": call.generator()}
+    else:
+        options = {**call.options(), "start": call.starts()}
+    return attacks.pgd(call.network, call.images, call.labels, observe=call.observe, **options)
+
+
+def _fgsm(call: AttackCall) -> Tensor:
+    return attacks.fgsm(call.network, call.images, call.labels, observe=call.observe, **call.settings)
+
+
+def _mma(call: AttackCall) -> Tensor:
+    return attacks.mma(
+        call.network, call.images, call.labels, start=call.starts(), observe=call.observe, **call.options()
+    )
+
+
+RUNNERS: dict[str, Runner] = {"pgd": _pgd, "fgsm": _fgsm, "mma": _mma}
+"""The kinds of members, by name; ``evaluate(..., runners=...)`` adds more for one evaluation."""

@@ -1,0 +1,91 @@
+"""Protocols: named lists of attacks with all their settings, so that a figure says how it was obtained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from robust_core.errors import UserError, unknown_name
+
+__all__ = ["PROTOCOLS", "Member", "Protocol", "protocol"]
+
+PROTOCOLS = ("natural", "pgd-20", "pgd", "part", "autoattack")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One attack of a protocol: ``kind`` says which, ``settings`` are its keyword arguments (JSON values).
+
+    ``images``: it attacks only the first so many images (None: all). ``required``: a missing optional package
+    is an error; otherwise the member is reported as not run, with the remedy.
+    """
+
+    name: str
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    images: int | None = None
+    required: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the member as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named list of members; the worst case is taken over all of them."""
+
+    name: str
+    members: tuple[Member, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise UserError(f"Protocol '{self.name}' has members {names}: each name may occur once.")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the protocol as JSON values."""
+        return {"name": self.name, "members": [member.as_json() for member in self.members]}
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Protocol:
+        """Return the protocol that :meth:`as_json` described."""
+        return Protocol(record["name"], tuple(Member(**member) for member in record["members"]))
+
+
+def protocol(
+    name: str,
+    *,
+    eps: float = 8 / 255,
+    step_size: float = 2 / 255,
+    norm: str = "linf",
+    autoattack_images: int | None = 0,
+    required: bool = False,
+) -> Protocol:
+    """Return a standard protocol under a budget in pixels' units ([0, 1]).
+
+    ``natural``: no attack. ``pgd-20``, ``pgd`` (PGD-20 and PGD-40): cross-entropy, uniform random start, as
+    published (last iterate) beside every iterate. ``part``: PGD-20 and the minimum-margin attack (20 steps,
+    three targets, uniform random start), and AutoAttack standard on the first ``autoattack_images`` images
+    (0: none, None: all), as in the paper's tables. ``autoattack``: AutoAttack standard. ``required``: without
+    its package AutoAttack is an error instead of a row "not run".
+    """
+    budget: dict[str, Any] = {"eps": eps, "norm": norm}
+
+    def pgd_member(steps: int) -> Member:
+        return Member(f"pgd-{steps}", "pgd", {**budget, "step_size": step_size, "steps": steps})
+
+    mma = Member("mma", "mma", {**budget, "step_size": step_size, "steps": 20, "targets": 3})
+    autoattack = Member("autoattack", "autoattack", {**budget, "version": "standard"}, required=required)
+    if name == "natural":
+        return Protocol(name)
+    if name == "pgd-20":
+        return Protocol(name, (pgd_member(20),))
+    if name == "pgd":
+        return Protocol(name, (pgd_member(20), pgd_member(40)))
+    if name == "part":
+        extra = () if autoattack_images == 0 else (replace(autoattack, images=autoattack_images),)
+        return Protocol(name, (pgd_member(20), mma, *extra))
+    if name == "autoattack":
+        return Protocol(name, (replace(autoattack, images=autoattack_images or None),))
+    raise unknown_name("protocol", name, PROTOCOLS)

@@ -1,0 +1,174 @@
+"""The record of an evaluation: per image what was right, from which every summary is recomputed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robust_core.errors import UserError
+from robust_core.evaluation.protocols import Protocol
+from robust_core.evaluation.summary import summarize
+
+__all__ = ["Evaluation", "MemberRun", "load_evaluation"]
+
+FORMAT = 1
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MemberRun:
+    """How one member went: passes are counted in images (one image through the network once is one pass).
+
+    ``forward`` and ``backward`` are the attack's, ``judging`` the forward passes of the unmodified model that
+    decided about success. ``remedy`` says how to make a member run that did not; ``flags`` are its warnings.
+    """
+
+    images: int = 0
+    forward: int = 0
+    backward: int = 0
+    judging: int = 0
+    seconds: float = 0.0
+    remedy: str = ""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def ran(self) -> bool:
+        """Whether the member attacked at all."""
+        return not self.remedy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, image by image; arrays have one entry per image, in the data set's order.
+
+    ``natural``: right at zero perturbation. ``last[member]``: right at the member's last iterate (published).
+    ``robust[member]``: right at zero perturbation and at every iterate of the member. Both are
+    meaningful where ``attacked[member]``; members that did not run have no arrays. ``indices``: positions in
+    the full split. ``seconds`` and the passes in ``runs`` are cost, everything else is a function of the
+    model, the data and the seed.
+    """
+
+    protocol: Protocol
+    natural: Bools
+    last: dict[str, Bools]
+    robust: dict[str, Bools]
+    attacked: dict[str, Bools]
+    labels: Ints
+    groups: Ints | None
+    indices: Ints
+    runs: dict[str, MemberRun]
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...] | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    precision: str = "float32"
+    device: str = "cpu"
+    batch_size: int = 0
+    seconds: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """Return accuracies, intervals, worst class and group, and cost (see ``summarize``)."""
+        return summarize(self)
+
+    def worst_case(self) -> Bools:
+        """Return, per image, whether it withstood every member that attacked it ``(N,)``."""
+        robust: Bools = self.natural.copy()
+        for name, withstood in self.robust.items():
+            robust &= withstood | ~self.attacked[name]
+        return robust
+
+    def save(self, directory: str | Path, name: str) -> Path:
+        """Write ``name.npz`` (per image), then ``name.json`` (settings, cost, summary); return the latter."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, NDArray[Any]] = {
+            "natural": self.natural,
+            "labels": self.labels,
+            "indices": self.indices,
+        }
+        if self.groups is not None:
+            arrays["groups"] = self.groups
+        for member in self.robust:
+            arrays[f"last/{member}"] = self.last[member]
+            arrays[f"robust/{member}"] = self.robust[member]
+            arrays[f"attacked/{member}"] = self.attacked[member]
+        partial = folder / f".{name}.npz.partial"
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        partial.replace(folder / f"{name}.npz")
+        record = {
+            "format": FORMAT,
+            "protocol": self.protocol.as_json(),
+            "data": self.data,
+            "class_names": list(self.class_names),
+            "group_names": None if self.group_names is None else list(self.group_names),
+            "runs": {member: asdict(run) for member, run in self.runs.items()},
+            "seed": self.seed,
+            "precision": self.precision,
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "seconds": self.seconds,
+            "summary": self.summary(),
+        }
+        # The manifest comes last: a record without it is recognisably unfinished.
+        partial = folder / f".{name}.json.partial"
+        partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf8")
+        partial.replace(folder / f"{name}.json")
+        return folder / f"{name}.json"
+
+
+def load_evaluation(directory: str | Path, name: str) -> Evaluation:
+    """Return the evaluation that ``Evaluation.save`` wrote; its summary is recomputed from the record."""
+    manifest = Path(directory) / f"{name}.json"
+    archive = Path(directory) / f"{name}.npz"
+    for path in (manifest, archive):
+        if not path.is_file():
+            raise UserError(f"No evaluation record {path}: evaluate the run again to write it.")
+    try:
+        record = json.loads(manifest.read_text(encoding="utf8"))
+        with np.load(archive, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        return _from_record(record, arrays)
+    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+        raise UserError(
+            f"Evaluation record {manifest} cannot be read ({error}): evaluate the run again to write it."
+        ) from error
+
+
+def _from_record(record: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Evaluation:
+    """Put the parts together; a missing key is an error of the caller's file."""
+    by_kind: dict[str, dict[str, Bools]] = {"last": {}, "robust": {}, "attacked": {}}
+    for key, array in arrays.items():
+        kind, _, member = key.partition("/")
+        if member:
+            by_kind[kind][member] = array
+    runs = {
+        member: MemberRun(**{**run, "flags": tuple(run["flags"])}) for member, run in record["runs"].items()
+    }
+    # An archive lists its members in its own order; the protocol's order decides.
+    ran = [member for member, run in runs.items() if run.ran]
+    return Evaluation(
+        protocol=Protocol.from_json(record["protocol"]),
+        natural=arrays["natural"],
+        last={member: by_kind["last"][member] for member in ran},
+        robust={member: by_kind["robust"][member] for member in ran},
+        attacked={member: by_kind["attacked"][member] for member in ran},
+        labels=arrays["labels"],
+        groups=arrays.get("groups"),
+        indices=arrays["indices"],
+        runs=runs,
+        class_names=tuple(record["class_names"]),
+        group_names=None if record["group_names"] is None else tuple(record["group_names"]),
+        data=record["data"],
+        seed=record["seed"],
+        precision=record["precision"],
+        device=record["device"],
+        batch_size=record["batch_size"],
+        seconds=record["seconds"],
+    )

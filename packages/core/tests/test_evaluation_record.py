@@ -1,0 +1,124 @@
+"""The record per image: saved, loaded, and every summary recomputed from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from robust_core.errors import UserError
+from robust_core.evaluation import Evaluation, Member, MemberRun, Protocol, load_evaluation, wilson
+
+MEMBERS = (
+    Member("pgd-20", "pgd", {"eps": 8 / 255, "norm": "linf", "step_size": 2 / 255, "steps": 20}),
+    Member("mma", "mma", {"eps": 8 / 255}),
+    Member("autoattack", "autoattack", {"eps": 8 / 255}),
+)
+
+
+def record(count=400, grouped=True, seed=0):
+    rng = np.random.default_rng(seed)
+    natural = rng.random(count) < 0.9
+    last = {name: rng.random(count) < 0.6 for name in ("pgd-20", "mma")}
+    attacked = {"pgd-20": np.ones(count, dtype=bool), "mma": np.arange(count) < count // 2}
+    return Evaluation(
+        protocol=Protocol("part", MEMBERS),
+        natural=natural,
+        last={name: last[name] & attacked[name] for name in last},
+        robust={name: natural & last[name] & attacked[name] for name in last},
+        attacked=attacked,
+        labels=np.arange(count) % 4,
+        groups=np.arange(count) // 300 if grouped else None,
+        indices=np.arange(count) + 7,
+        runs={
+            "pgd-20": MemberRun(count, 21 * count, 20 * count, 5 * count, 1.5),
+            "mma": MemberRun(count // 2, 30 * count, 30 * count, count, 2.5, flags=("a warning",)),
+            "autoattack": MemberRun(remedy="missing: pip install 'robust-core[eval]'."),
+        },
+        class_names=("a", "b", "c", "d", "never seen"),
+        group_names=("land", "water") if grouped else None,
+        data={"name": "toy", "split": "test"},
+        seconds=4.0,
+    )
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_what_is_loaded_equals_what_was_saved(tmp_path, grouped):
+    saved = record(grouped=grouped)
+    path = saved.save(tmp_path / "evaluation", "final")
+    loaded = load_evaluation(tmp_path / "evaluation", "final")
+    assert path == tmp_path / "evaluation" / "final.json"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["final.json", "final.npz"]
+    assert loaded.runs == saved.runs
+    assert loaded.protocol == saved.protocol
+    assert list(loaded.robust) == ["pgd-20", "mma"]
+    for mine, theirs in ((saved.last, loaded.last), (saved.robust, loaded.robust)):
+        assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+    assert loaded.summary() == saved.summary() == json.loads(path.read_text())["summary"]
+
+
+def test_summary_is_recomputed_from_the_record_not_copied(tmp_path):
+    path = record().save(tmp_path, "final")
+    document = json.loads(path.read_text())
+    document["summary"] = {"natural_accuracy": 2.0}
+    path.write_text(json.dumps(document))
+    assert load_evaluation(tmp_path, "final").summary() == record().summary()
+
+
+def test_summary_holds_the_figures_of_the_record():
+    evaluation = record()
+    summary = evaluation.summary()
+    worst = (
+        evaluation.natural
+        & evaluation.robust["pgd-20"]
+        & (evaluation.robust["mma"] | ~evaluation.attacked["mma"])
+    )
+    assert summary["robust_accuracy"] == worst.mean()
+    assert summary["robust_interval"] == wilson(int(worst.sum()), 400).ends()
+    assert summary["natural_accuracy"] == evaluation.natural.mean()
+    assert summary["members"]["mma"]["last_accuracy"] == evaluation.last["mma"][:200].mean()
+    assert summary["members"]["mma"]["flags"] == ["a warning"]
+    assert summary["members"]["mma"]["forward_per_image"] == 60
+    assert summary["members"]["autoattack"]["status"] == "not run"
+    assert not summary["complete"]
+    assert "weakness of an attack" in summary["note"]
+
+
+def test_summary_per_class_and_group():
+    evaluation = record()
+    summary = evaluation.summary()
+    robust = evaluation.worst_case()
+    for number, row in enumerate(summary["classes"][:4]):
+        assert row["robust_accuracy"] == robust[evaluation.labels == number].mean()
+        assert row["images"] == 100
+        assert not row["enough_images"]
+    assert summary["classes"][4]["images"] == 0
+    assert summary["classes"][4]["natural_accuracy"] is None
+    accuracies = [row["robust_accuracy"] for row in summary["classes"][:4]]
+    assert summary["worst_class"]["robust_accuracy"] == min(accuracies)
+    assert summary["worst_class"]["robust_name"] == "abcd"[int(np.argmin(accuracies))]
+    low, high = summary["worst_class"]["robust_interval"]
+    assert low < min(accuracies) < high
+    assert [row["enough_images"] for row in summary["groups"]] == [True, False]
+    assert summary["worst_group"]["natural_name"] in ("land", "water")
+    assert record(grouped=False).summary()["worst_group"] is None
+
+
+def test_groups_without_names_are_numbered():
+    summary = replace(record(), group_names=None).summary()
+    assert [row["name"] for row in summary["groups"]] == ["0", "1"]
+
+
+def test_missing_and_damaged_records_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"No evaluation record .*final\.json"):
+        load_evaluation(tmp_path, "final")
+    path = record().save(tmp_path, "final")
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"final\.json cannot be read"):
+        load_evaluation(tmp_path, "final")
+    record().save(tmp_path, "final")
+    (tmp_path / "final.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match="evaluate the run again"):
+        load_evaluation(tmp_path, "final")

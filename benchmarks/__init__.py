@@ -1,0 +1,1 @@
+"""What the packages claim, measured: reproductions of the papers and speed against other libraries."""

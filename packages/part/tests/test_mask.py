@@ -89,6 +89,13 @@ def test_a_constant_map_is_low_everywhere(value):
     assert not z_scores(maps, 32).any()
 
 
+def test_the_jet_rule_takes_a_constant_map_as_the_published_normalisation_does():
+    maps = torch.cat([torch.zeros(1, 4, 4), torch.ones(1, 4, 4), random_maps(1)])
+    assert density(make_mask(maps, 32, "jet"))[:2].tolist() == [0.0, 0.0]
+    assert torch.equal(make_mask(maps, 32, "jet")[2:], jet_mask(maps[2:], 32))
+    assert torch.equal(mask_scores(maps, 32, "jet") > 1, make_mask(maps, 32, "jet"))
+
+
 def test_a_constant_map_beside_others_changes_none():
     maps = random_maps(4)
     mixed = torch.cat([maps, torch.zeros(1, 4, 4), torch.full((1, 4, 4), float("nan"))])

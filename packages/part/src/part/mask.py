@@ -45,9 +45,7 @@ def z_scores(heatmaps: Tensor, size: Size) -> Tensor:
     height, width = height_and_width(size)
     flat = resized.double().flatten(1)
     std, mean = torch.std_mean(flat, dim=1, correction=0, keepdim=True)
-    low, high = heatmaps.flatten(1).aminmax(dim=1, keepdim=True)
-    varies = (high - low) > _CONSTANT * torch.maximum(high.abs(), low.abs())
-    scores = torch.where(varies, (flat - mean) / std, 0.0)
+    scores = torch.where(_varies(heatmaps), (flat - mean) / std, 0.0)
     return scores.float().view(-1, 1, height, width)
 
 
@@ -109,15 +107,33 @@ def jet_weights(heatmaps: Tensor, size: Size) -> Tensor:
 
 
 def mask_scores(heatmaps: Tensor, size: Size, rule: str) -> Tensor:
-    """Return what the rule ``"cam"`` or ``"jet"`` compares with 1: :func:`z_scores` or :func:`jet_scores`."""
+    """Return what the rule ``"cam"`` or ``"jet"`` compares with 1: :func:`z_scores` or :func:`jet_scores`.
+
+    As in :func:`make_mask`, a constant map gives zeros under both rules.
+    """
     _check_rule(rule)
-    return z_scores(heatmaps, size) if rule == "cam" else jet_scores(heatmaps, size)
+    return z_scores(heatmaps, size) if rule == "cam" else jet_scores(_as_published(heatmaps), size)
 
 
 def make_mask(heatmaps: Tensor, size: Size, rule: str) -> Tensor:
-    """Return the mask of the rule ``"cam"`` (one channel) or ``"jet"`` (three), bool ``(N, C, H, W)``."""
+    """Return the mask of the rule ``"cam"`` (one channel) or ``"jet"`` (three), bool ``(N, C, H, W)``.
+
+    ``heatmaps`` ``(N, h, w)`` are :func:`robust_core.cam.normalize_map`'s, in [0, 1]. A constant map is False
+    everywhere under both rules: the published normalisation makes it NaN, ours zeros.
+    """
     _check_rule(rule)
-    return cam_mask(heatmaps, size) if rule == "cam" else jet_mask(heatmaps, size)
+    return cam_mask(heatmaps, size) if rule == "cam" else jet_mask(_as_published(heatmaps), size)
+
+
+def _varies(heatmaps: Tensor) -> Tensor:
+    """Return bool ``(N, 1)``: whether a map is more than a constant up to rounding (NaN is not)."""
+    low, high = heatmaps.flatten(1).aminmax(dim=1, keepdim=True)
+    return (high - low) > _CONSTANT * torch.maximum(high.abs(), low.abs())
+
+
+def _as_published(heatmaps: Tensor) -> Tensor:
+    """Return the maps with NaN for constant ones, which is what the published normalisation makes of them."""
+    return torch.where(_varies(heatmaps)[:, :, None], heatmaps, torch.nan)
 
 
 def _check_rule(rule: str) -> None:

@@ -1,0 +1,40 @@
+"""Reports from a run directory: figures, tables and one self-contained page; pieces for other pages."""
+
+from __future__ import annotations
+
+from robust_core.reporting.accuracy import accuracy_bars, accuracy_table, part_dots, part_table
+from robust_core.reporting.comparison import MethodResult, comparison_figure
+from robust_core.reporting.curves import accuracy_curves, loss_curves
+from robust_core.reporting.figures import png_bytes, save_figure
+from robust_core.reporting.gallery import gallery_caption, gallery_figure
+from robust_core.reporting.page import Facts, Notice, Picture, Pictures, Section, render_page
+from robust_core.reporting.report import write_report
+from robust_core.reporting.run_files import RunFiles, read_run
+from robust_core.reporting.tables import Table, percent, share_cell
+
+__all__ = [
+    "Facts",
+    "MethodResult",
+    "Notice",
+    "Picture",
+    "Pictures",
+    "RunFiles",
+    "Section",
+    "Table",
+    "accuracy_bars",
+    "accuracy_curves",
+    "accuracy_table",
+    "comparison_figure",
+    "gallery_caption",
+    "gallery_figure",
+    "loss_curves",
+    "part_dots",
+    "part_table",
+    "percent",
+    "png_bytes",
+    "read_run",
+    "render_page",
+    "save_figure",
+    "share_cell",
+    "write_report",
+]

@@ -23,7 +23,7 @@ class MmaResult(NamedTuple):
     """What the attack found towards each of ``k`` targets.
 
     ``images`` ``(N, ...)``: the winners. ``target_classes`` ``(N, k)``: wrong classes, by ascending natural
-    logit. ``margins`` ``(N, k)``: ``z_t - z_y`` at each last iterate. ``chosen`` ``(N,)``: the winner's column.
+    logit. ``margins`` ``(N, k)``: ``z_t - z_y`` at each last iterate. ``chosen`` ``(N,)``: winning column.
     """
 
     images: Tensor
@@ -51,8 +51,8 @@ def mma(
     """Return for each image the last iterate, of one run per target, with the largest ``z_t - z_y``.
 
     The targets are the wrong classes with the largest natural logits (at most K - 1); each run maximises
-    ``-max(z_y - z_t + 50, 0)`` from the same start. ``reference_logits`` ``(N, K)``: the natural ones, if they
-    are known. ``observe`` sees the iterates of every target. Otherwise as :func:`robust_core.attacks.pgd`.
+    ``-max(z_y - z_t + 50, 0)`` from the same start. ``reference_logits`` ``(N, K)``: the natural ones, if
+    known. ``observe`` sees the iterates of every target. Otherwise as :func:`robust_core.attacks.pgd`.
     """
     return mma_details(
         model,

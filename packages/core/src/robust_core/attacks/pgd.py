@@ -94,4 +94,4 @@ def pgd(
         search.run(
             begin(), steps, best=keep == "best", early_stop=early_stop, targeted=targeted, observe=observe
         )
-    return in_layout_of(search.result, images)
+    return in_layout_of(search.record.images, images)

@@ -12,7 +12,7 @@ from robust_core.attacks.balls import Ball, make_ball, per_image, select_rows
 from robust_core.attacks.engine import Classifier, gradient_of, natural_layout
 from robust_core.attacks.objectives import Objective, select
 
-__all__ = ["KEEPS", "Observer", "Search", "fooled", "watcher"]
+__all__ = ["KEEPS", "Observer", "Record", "Search", "fooled", "watcher"]
 
 KEEPS = ("last", "best")
 Observer = Callable[[Tensor, Tensor], None]
@@ -42,6 +42,30 @@ def watcher(observe: Observer, ball: Ball, size: int) -> Callable[[Tensor], None
     return show
 
 
+class Record:
+    """The best that was found for each image: a success, else the largest objective.
+
+    ``images`` ``(N, ...)``; ``values`` ``(N,)``: their objective, infinite for a success.
+    """
+
+    def __init__(self, natural: Tensor) -> None:
+        self.images = natural.clone()
+        self.values = natural.new_full((len(natural),), -torch.inf)
+
+    def offer(self, rows: Tensor, iterate: Tensor, values: Tensor, counts: Tensor | None = None) -> None:
+        """Keep those of the images at ``rows`` that are better (and ``counts``)."""
+        better = values > self.values[rows]
+        if counts is not None:
+            better = better & counts
+        self.values[rows] = torch.where(better, values.to(self.values), self.values[rows])
+        wide = better.view(-1, *[1] * (iterate.dim() - 1))
+        self.images[rows] = torch.where(wide, iterate, self.images[rows])
+
+    def unbroken(self) -> Tensor:
+        """Return the positions of the images without a success."""
+        return (self.values < torch.inf).nonzero().squeeze(1)
+
+
 @dataclass(frozen=True)
 class _Part:
     """The images still under attack: their positions in the batch and all that goes with them."""
@@ -65,10 +89,7 @@ class _Part:
 
 
 class Search:
-    """Keeps for each image, over one or more runs, a success (with early stop), else the largest objective.
-
-    ``result`` ``(N, ...)`` holds the images, ``value`` ``(N,)`` their objective.
-    """
+    """Runs of PGD that look at every iterate; ``record`` holds what they found."""
 
     def __init__(
         self,
@@ -85,9 +106,8 @@ class Search:
         natural = natural_layout(network, images.detach())
         rows = torch.arange(len(natural), device=natural.device)
         ball = make_ball(natural, eps, norm)
-        self._open = _Part(rows, labels, ball, per_image(step_size, natural), objective, natural.dim())
-        self.result = natural.clone()
-        self.value = natural.new_full((len(natural),), -torch.inf)
+        self._all = _Part(rows, labels, ball, per_image(step_size, natural), objective, natural.dim())
+        self.record = Record(natural)
 
     def run(
         self,
@@ -103,28 +123,27 @@ class Search:
 
         A start outside of ball or box counts for nothing but its gradient.
         """
-        part = self._open
+        part = self._all.select(self.record.unbroken()) if early_stop else self._all
         iterate = natural_layout(self._network, start)[part.rows]
         for index in range(steps + 1):
             if len(part.rows) == 0:
-                break
+                return
             last = index == steps
             gradient, logits, values = self._evaluate(part, iterate, with_gradient=not last)
-            counts = part.ball.contains(iterate) if index == 0 else torch.ones_like(values, dtype=torch.bool)
+            counts = part.ball.contains(iterate) if index == 0 else None
             if observe is not None:
-                shown = counts.nonzero().squeeze(1) if index == 0 else slice(None)
+                shown = slice(None) if counts is None else counts.nonzero().squeeze(1)
                 observe(iterate[shown], part.rows[shown])
             if best or last:
-                self._record(part.rows, iterate, values, counts if best else torch.ones_like(counts))
+                self.record.offer(part.rows, iterate, values, counts if best else None)
             if early_stop:
-                done = fooled(logits, part.labels, targeted) & counts
+                done = fooled(logits, part.labels, targeted)
+                done = done if counts is None else done & counts
                 if bool(done.any()):
-                    self._record(part.rows, iterate, torch.full_like(values, torch.inf), done)
+                    self.record.offer(part.rows, iterate, torch.full_like(values, torch.inf), done)
                     part, iterate, gradient = part.select(~done), iterate[~done], gradient[~done]
             if not last:
                 iterate = part.ball.step(iterate, gradient, part.step_size)
-        if early_stop:
-            self._open = part
 
     def _evaluate(
         self, part: _Part, iterate: Tensor, *, with_gradient: bool
@@ -134,9 +153,3 @@ class Search:
         with torch.no_grad():
             logits = self._network(iterate)
             return iterate, logits, part.objective(logits, part.labels)
-
-    def _record(self, rows: Tensor, iterate: Tensor, values: Tensor, counts: Tensor) -> None:
-        better = counts & (values > self.value[rows])
-        self.value[rows] = torch.where(better, values.to(self.value), self.value[rows])
-        wide = better.view(-1, *[1] * (iterate.dim() - 1))
-        self.result[rows] = torch.where(wide, iterate, self.result[rows])

@@ -78,8 +78,8 @@ def check_one_float32_step(
 ) -> None:
     """Compare one float32 step where the gradient exceeds its accuracy.
 
-    ``error`` ``(N,)`` is our float32 gradient's, relative to its largest element: about 1e-4, but per cents where
-    rounding switches a ReLU of a late layer. ``rows`` ``(N,)``: the row of ``grad_logrel``.
+    ``error`` ``(N,)`` is our float32 gradient's, relative to its largest element: about 1e-4, but per cents
+    where rounding switches a ReLU of a late layer. ``rows`` ``(N,)``: the row of ``grad_logrel``.
     """
     expected = arrays["x_adv_1_f32"]
     allowed = 0.001 + images.shape[0] * float(arrays["sign_mismatch_f32_vs_f64"][rows].max())

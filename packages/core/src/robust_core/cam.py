@@ -7,7 +7,8 @@ With ``A`` an image's feature map ``(K, h, w)`` and ``G = d z_c / d A`` the grad
 * Layer-CAM (Jiang et al. 2021): ``relu(sum_k relu(G_k) A_k)``
 
 Where the head is (norm, relu,) pooling and a linear layer, ``G`` is written down instead of computed by
-autograd: the classifier's weights, spread over the pooling window, times the norm's scale where the relu is open.
+autograd: the classifier's weights, spread over the pooling window, times the norm's scale where the relu is
+open.
 """
 
 from __future__ import annotations

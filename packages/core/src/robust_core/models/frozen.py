@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from robust_core.errors import UserError
 from robust_core.models.folding import folded_copy
@@ -14,6 +15,7 @@ from robust_core.models.network import Network, PooledHead
 
 __all__ = ["FrozenView", "frozen"]
 
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -102,9 +104,9 @@ class FrozenView(nn.Module):
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside the wrappers of several processes and of compilation."""
+    """Return the model inside the wrappers of several processes, weight averages and compilation."""
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if isinstance(model, _WRAPPERS):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["load_state", "load_weights", "read_state_dict"]
 _NESTS = ("state_dict", "model", "net", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")
 # How torch's weights-only reader names what it refused, rather than what it could not read.
-_SIGNS_OF_CODE = ("GLOBAL", "global", "allowlist", "REDUCE", "BUILD", "instantiate")
+_SIGNS_OF_OBJECTS = ("GLOBAL", "global", "allowlist", "REDUCE", "BUILD", "instantiate")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -38,24 +39,31 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"There is no checkpoint file {file}; give the path of a file saved with torch.save.")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the reader also warns of what it then refuses
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if _holds_code(str(error)):
+        if _holds_objects(file, str(error)):
             raise UserError(
                 f"{file} is a pickle of Python objects, not a plain checkpoint, and was refused because "
                 f"loading it could run code; save model.state_dict() instead of the whole model."
             ) from None
         raise _no_checkpoint(file) from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror or error}); check the file.") from None
+    except PermissionError:
+        raise UserError(f"{file} may not be read; give yourself permission to read it.") from None
     except Exception:  # the reader's errors for damaged files are of many types
         raise _no_checkpoint(file) from None
     return _plain_state(content, str(file))
 
 
-def _holds_code(message: str) -> bool:
-    return any(
-        word in message for word in ("GLOBAL", "global", "allowlist", "REDUCE", "BUILD", "instantiate")
+def _holds_objects(file: Path, message: str) -> bool:
+    """Say whether the reader refused objects or a pickle of a protocol that torch.save does not use."""
+    with file.open("rb") as stream:
+        start = stream.read(2)
+    return any(sign in message for sign in _SIGNS_OF_OBJECTS) or start in (
+        b"\x80\x03",
+        b"\x80\x04",
+        b"\x80\x05",
     )
 
 

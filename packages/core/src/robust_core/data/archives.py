@@ -32,7 +32,7 @@ def archive_path(base: Path, info: DatasetInfo, split: str) -> Path:
 def checked_members(
     archive: tarfile.TarFile, path: Path, max_member: int, max_total: int
 ) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of an archive; refuse links, devices, paths that lead outside and absurd sizes."""
+    """Yield the regular files of an archive; refuse links, devices, escaping paths and absurd sizes."""
     total = 0
     for count, member in enumerate(archive):
         name = PurePosixPath(member.name)
@@ -63,7 +63,7 @@ def read_archive(base: Path, info: DatasetInfo, split: str) -> Raw:
         )
     folders: dict[str, dict[str, bytes]] = {}
     try:
-        with tarfile.open(path, "r|xz") as archive:
+        with lzma.open(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in checked_members(archive, path, MAX_MEMBER_BYTES, MAX_TOTAL_BYTES):
                 parts = PurePosixPath(member.name).parts
                 if not parts[-1].lower().endswith(IMAGE_SUFFIXES):
@@ -73,6 +73,8 @@ def read_archive(base: Path, info: DatasetInfo, split: str) -> Raw:
                 stream = archive.extractfile(member)
                 assert stream is not None  # a regular file
                 folders.setdefault(parts[1], {})[parts[2]] = stream.read()
+            while unpacked.read(1 << 16):  # tar ends before the file does, whose end may be cut
+                pass
     except UserError:
         raise
     except _BROKEN as error:

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as their authors pack them (torchvision's layout): pickles, read without executing any.
+"""CIFAR-10 and CIFAR-100 as their authors pack them: pickles, read without executing any.
 
-The files hold a dictionary of bytes, lists of numbers and a numpy array. The reader below builds these and refuses
-everything else that a pickle can ask for.
+The files (torchvision's layout) hold a dictionary of bytes, lists of numbers and a numpy array. The
+reader below builds these and refuses everything else that a pickle can ask for.
 """
 
 from __future__ import annotations
@@ -19,20 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from robust_core.data.files import Raw, check_labels, digest_of, plain_error
+from robust_core.data.official import CIFAR_FOLDERS, OFFICIAL_MD5
 from robust_core.data.types import DatasetInfo
 from robust_core.errors import UserError
 
-__all__ = ["CIFAR_FOLDERS", "cifar_files", "has_cifar", "load_plain_pickle", "read_cifar"]
-
-CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-
-
-def cifar_files(name: str, split: str) -> dict[str, str]:
-    """Return the official files of a split and their MD5 sums."""
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    return dict(source.train_list if split == "train" else source.test_list)
+__all__ = ["has_cifar", "load_plain_pickle", "read_cifar"]
 
 
 def _folder(base: Path, info: DatasetInfo) -> Path:
@@ -48,7 +39,7 @@ def has_cifar(base: Path, info: DatasetInfo) -> bool:
 def read_cifar(base: Path, info: DatasetInfo, split: str) -> Raw:
     """Return the images of a split in the official order."""
     folder = _folder(base, info)
-    expected = cifar_files(info.name, split)
+    expected = OFFICIAL_MD5[info.name][split]
     present = [name for name in expected if (folder / name).is_file()]
     if not present:
         raise UserError(
@@ -175,7 +166,7 @@ class _Refused(Exception):
 
 
 def load_plain_pickle(content: bytes, path: Path) -> object:
-    """Return what a pickle of plain data holds; one that asks for anything else is refused, never executed."""
+    """Return what a pickle of plain data holds; any other is refused, never executed."""
     try:
         return _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
     except _Refused as error:

@@ -1,4 +1,4 @@
-"""Fetching official releases: to a temporary file, checksum verified, members checked, renamed when complete."""
+"""Fetching official releases: checksum verified, members checked, renamed when complete."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import os
 import shutil
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from robust_core.data.archives import checked_members
-from robust_core.data.cifar import CIFAR_FOLDERS
 from robust_core.data.files import plain_error
-from robust_core.data.svhn import svhn_file
+from robust_core.data.official import official_files
 from robust_core.data.types import DatasetInfo
 from robust_core.errors import UserError
 
-__all__ = ["Remote", "download_dataset", "fetch", "official_files", "unpack"]
+__all__ = ["download_dataset", "fetch", "unpack"]
 
 TIMEOUT_SECONDS = 30.0
 _MAX_MEMBER_BYTES = 256 << 20
@@ -30,44 +29,40 @@ _MAX_TOTAL_BYTES = 2 << 30
 _Log = Callable[[str], None] | None
 
 
-class Remote(NamedTuple):
-    """A file of an official release: where it is, its name, its MD5, and the folder that unpacking it makes."""
-
-    url: str
-    name: str
-    md5: str
-    folder: str | None = None
-
-
-def official_files(name: str, split: str) -> list[Remote]:
-    """Return what has to be fetched for a split; empty where the release is not ours to fetch."""
-    if name in CIFAR_FOLDERS:
-        from torchvision.datasets import CIFAR10, CIFAR100
-
-        source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-        return [Remote(source.url, source.filename, source.tgz_md5, CIFAR_FOLDERS[name])]
-    return [Remote(*svhn_file(split))] if name == "svhn" else []
-
-
-def download_dataset(info: DatasetInfo, folder: Path, split: str, log: _Log, expected: str) -> None:
-    """Fetch the official release into ``folder``; ``expected`` (the tree) ends the message when that fails."""
-    for remote in official_files(info.name, split):
-        try:
-            fetch(remote.url, folder / remote.name, remote.md5, log)
-        except UserError as error:
-            raise UserError(f"{error} {expected}") from error
-        if remote.folder is not None:
-            unpack(folder / remote.name, folder / remote.folder)
-            (folder / remote.name).unlink()
+def download_dataset(info: DatasetInfo, folder: Path, log: _Log, expected: str) -> None:
+    """Fetch the official release into ``folder``; ``expected``, the tree, ends the message of a failure."""
+    remotes = official_files(info.name)
+    if not remotes:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as name:
+            staging = Path(name)
+            for remote in remotes:
+                fetch(remote.url, staging / remote.name, remote.md5, log)
+                if remote.folder is not None:
+                    unpack(staging / remote.name, staging / remote.folder)
+            for remote in remotes:
+                target = folder / (remote.folder or remote.name)
+                if not target.exists():  # another process may have been faster
+                    (staging / target.name).replace(target)
+    except UserError as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # leaves it if anything is in it
+        raise UserError(f"{error} {expected}") from error
+    except OSError as error:
+        raise UserError(
+            f"{info.title} could not be stored in {folder} ({plain_error(error)}); check its permissions and"
+            " the free space or name another folder."
+        ) from error
 
 
 def fetch(url: str, path: Path, md5: str, log: _Log = None) -> None:
     """Write what ``url`` gives to ``path``, complete and with the right checksum, or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if log is not None:
-            log(f"Downloading {url} to {path.parent}")
+            log(f"Downloading {url}")
         digest = hashlib.md5(usedforsecurity=False)
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as source, temporary.open("wb") as target:
             size = int(source.headers.get("Content-Length") or -1)
@@ -85,9 +80,11 @@ def fetch(url: str, path: Path, md5: str, log: _Log = None) -> None:
             )
         temporary.replace(path)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise UserError(
-            f"Could not download {url} to {path.parent} ({plain_error(error)}); check network and space or put the"
-            " files there yourself."
+            f"Could not download {url} ({plain_error(error)}); check network and space, or put the files in"
+            " place yourself."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -95,22 +92,17 @@ def fetch(url: str, path: Path, md5: str, log: _Log = None) -> None:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Unpack the regular files below ``folder.name`` in an archive to ``folder``, complete or not at all."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    """Unpack the regular files directly below ``folder.name`` in an archive to ``folder``."""
     try:
+        folder.mkdir()
         with tarfile.open(path, "r|*") as archive:
             for member in checked_members(archive, path, _MAX_MEMBER_BYTES, _MAX_TOTAL_BYTES):
                 parts = PurePosixPath(member.name).parts
                 stream = archive.extractfile(member)
-                if len(parts) != 2 or parts[0] != folder.name or stream is None:
-                    continue
-                with (temporary / parts[1]).open("wb") as target:
-                    shutil.copyfileobj(stream, target)
-        temporary.chmod(0o755)  # mkdtemp gives 0700
-        temporary.replace(folder)
+                if len(parts) == 2 and parts[0] == folder.name and stream is not None:
+                    with (folder / parts[1]).open("wb") as target:
+                        shutil.copyfileobj(stream, target)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"Could not unpack {path} ({plain_error(error)}); remove it and try again."
+            f"The archive {path.name} could not be unpacked ({plain_error(error)}); try again."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -38,10 +38,11 @@ _IMAGE_FORMATS = ("PNG", "JPEG", "BMP")
 
 
 class Raw(NamedTuple):
-    """What a reader gives: ``images`` uint8 ``(N, 3, H, W)``, ``labels`` int64 ``(N,)``, and where they come from.
+    """What a reader gives.
 
-    ``official`` says whether these are the bytes of the official release. ``form`` ends the line that tells the
-    user otherwise ("as JPEG").
+    ``images`` uint8 ``(N, 3, H, W)``, ``labels`` int64 ``(N,)``; ``digest`` is that of the files.
+    ``official`` says whether these are the bytes of the official release. ``form`` ends the line that
+    tells the user otherwise ("as JPEG").
     """
 
     images: Tensor
@@ -67,7 +68,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def digest_of(files: Sequence[tuple[str, str]]) -> str:
-    """Return one digest of (name, SHA-256) pairs: that of the only file, else that of ``sha256sum``'s list."""
+    """Return one digest of (name, SHA-256) pairs: that of the only file, or of ``sha256sum``'s list."""
     if len(files) == 1:
         return files[0][1]
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files))

@@ -63,7 +63,7 @@ _LAYOUTS: dict[str, tuple[_Layout, ...]] = {
     ),
     "cifar100": (_Layout("cifar-100-python/train, test", has_cifar, read_cifar), _ARCHIVES, _FOLDERS),
     "svhn": (
-        _Layout("train_32x32.mat, test_32x32.mat", has_svhn, read_svhn),
+        _Layout("train_32x32.mat, test_32x32.mat", lambda base, _: has_svhn(base), read_svhn),
         _ARCHIVES,
         _FOLDERS,
         _SVHN_FOLDERS,
@@ -71,7 +71,7 @@ _LAYOUTS: dict[str, tuple[_Layout, ...]] = {
     "tiny-imagenet": (
         _Layout(
             "wnids.txt, train/<wnid>/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt",
-            has_tiny_imagenet,
+            lambda base, _: has_tiny_imagenet(base),
             read_tiny_imagenet,
         ),
     ),
@@ -97,11 +97,12 @@ def load_dataset(
 ) -> ImageSet:
     """Return a split of a data set, in memory.
 
-    ``root`` is the data set's folder or its parent (default: ``data``); what is not there is downloaded there if
-    ``download`` and the release may be. Drawn sets take no ``root``, only ``seed``. Official files keep their order;
-    class folders and archives give the k-th image of each class in turn. ``log`` is told about downloads; what a
-    user should know of the files stands in ``notes``. Raises ``UserError`` for unknown names, files that are missing
-    (with the expected tree), damaged or of another data set.
+    ``root`` is the data set's folder or its parent (default: ``data``); what is not there is downloaded
+    there if ``download`` and the release may be. Drawn sets take no ``root``, only ``seed``. Official
+    files keep their order; class folders and archives give the k-th image of each class in turn.
+    ``log`` is told about downloads; what a user should know of the files stands in ``notes``. Raises
+    ``UserError`` for unknown names, files that are missing (with the expected tree), damaged or of
+    another data set.
     """
     info = dataset_info(name)
     if split not in info.official_counts:
@@ -113,7 +114,7 @@ def load_dataset(
     folder = DEFAULT_ROOT if root is None else Path(root).expanduser()
     found = _find(folder, info)
     if found is None and download and (root is None or folder.is_dir()):
-        download_dataset(info, _own_folder(folder, info), split, log, _expected(folder, info))
+        download_dataset(info, _own_folder(folder, info), log, _expected(folder, info))
         found = _find(folder, info)
     if found is None:
         raise UserError(_expected(folder, info))
@@ -144,8 +145,8 @@ def _expected(folder: Path, info: DatasetInfo) -> str:
     lines = "\n".join(f"  {own}/{tree}" for tree in trees)
     source = " from http://cs231n.stanford.edu/tiny-imagenet-200.zip" if info.name == "tiny-imagenet" else ""
     return (
-        f"{folder} {state}; name the folder that holds the data set or its parent, or put the files there{source}."
-        f" Expected {'one of' if len(trees) > 1 else 'this tree'}:\n{lines}"
+        f"{folder} {state}; name the folder that holds the data set or its parent, or put the files"
+        f" there{source}. Expected {'one of' if len(trees) > 1 else 'this tree'}:\n{lines}"
     )
 
 

@@ -1,9 +1,10 @@
 """``shapes``: figures drawn from a seed, so that everything runs without any download.
 
-Ten classes of figures vary in place, size, rotation, colour, texture and contrast, on textured backgrounds with noise.
-In ``shapes-grouped`` two classes of figures stand on warm or cool backgrounds, which follow the class in 95% of the
-training images, in the proportions of Waterbirds (Sagawa et al. 2020). All arithmetic is in float64 and every draw
-comes from the seed, so that the pixels are the same everywhere; ``SHAPES_VERSION`` changes when they do.
+Ten classes of figures vary in place, size, rotation, colour, texture and contrast, on textured
+backgrounds with noise. In ``shapes-grouped`` two classes of figures stand on warm or cool backgrounds,
+which follow the class in 95% of the training images, in the proportions of Waterbirds (Sagawa et al.
+2020). All arithmetic is in float64 and every draw comes from the seed, so that the pixels are the same
+everywhere; ``SHAPES_VERSION`` changes when they do.
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ import hashlib
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robust_core.data.figures import FIGURES, signed_distance
 from robust_core.data.types import DatasetInfo, ImageSet
 from robust_core.randomness import generator_for
 
-__all__ = ["SHAPES_VERSION", "draw", "load_shapes"]
+__all__ = ["SHAPES_VERSION", "draw_figures", "load_shapes"]
 
 SHAPES_VERSION = 1
 SIZE = 32
 CONTRAST = (0.4, 1.0)
 NOISE = (0.01, 0.05)
-_CHUNK = 500  # images drawn at once; keeps the float64 temporaries in the cache
+_CHUNK = 100  # images drawn at once, so that the float64 temporaries stay in the cache
+_Array = NDArray[np.float64]
 
 # (class, background) -> images, backgrounds warm and cool; Waterbirds' counts for training and validation
 _GROUP_COUNTS = {
@@ -37,33 +41,33 @@ _GROUPED_FIGURES = (("disc", "ring", "crescent", "heart"), ("square", "triangle"
 
 
 class _Draw:
-    """Uniform draws for a set of images, in float64, one row per image."""
+    """Uniform draws for a set of images, one row per image."""
 
     def __init__(self, n: int, seed: int, purpose: str) -> None:
         self.n = n
-        self.generator = generator_for(seed, purpose)
+        self.generator = generator_for(seed, f"{purpose} of shapes {SHAPES_VERSION}")
 
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+    def uniform(self, low: float, high: float, *shape: int) -> _Array:
         draw = torch.rand((self.n, *shape), generator=self.generator, dtype=torch.float64)
-        return low + (high - low) * draw
+        return low + (high - low) * draw.numpy()
 
-    def integer(self, count: int) -> Tensor:
-        return torch.randint(count, (self.n,), generator=self.generator)
+    def integer(self, count: int) -> NDArray[np.int64]:
+        return torch.randint(count, (self.n,), generator=self.generator).numpy()
 
 
 class _Texture(NamedTuple):
-    """A pattern in [-1, 1] per image: kind (plain, stripes, checks, dots, slope, waves), place and strength."""
+    """A pattern per image: its kind, place and strength (the amplitude)."""
 
-    kind: Tensor
-    angle: Tensor
-    period: Tensor
-    phase: Tensor
-    strength: Tensor
+    kind: NDArray[np.int64]
+    angle: _Array
+    period: _Array
+    phase: _Array
+    strength: _Array
 
     @classmethod
     def drawn(cls, draw: _Draw, strength: tuple[float, float]) -> _Texture:
         return cls(
-            kind=draw.integer(6),
+            kind=draw.integer(len(_PATTERNS) + 1),
             angle=draw.uniform(0, math.pi),
             period=draw.uniform(4, 11),
             phase=draw.uniform(0, 2 * math.pi, 2),
@@ -71,35 +75,54 @@ class _Texture(NamedTuple):
         )
 
     def rows(self, chosen: slice) -> _Texture:
-        return _Texture(*(value[chosen] for value in self))
+        kind, *others = self
+        return _Texture(kind[chosen], *(value[chosen] for value in others))
 
-    def pattern(self, x: Tensor, y: Tensor) -> Tensor:
+    def pattern(self, x: _Array, y: _Array) -> _Array:
         """Return the pattern ``(n, H, W)`` at pixel coordinates ``(n, H, W)``."""
-
-        def wide(value: Tensor) -> Tensor:
-            return value[:, None, None]
-
-        cos, sin = wide(self.angle.cos()), wide(self.angle.sin())
-        along, across = cos * x + sin * y, cos * y - sin * x
-        rate = 2 * math.pi / wide(self.period)
-        first = (rate * along + wide(self.phase[:, 0])).sin()
-        second = (rate * across + wide(self.phase[:, 1])).sin()
-        kinds = (
-            torch.zeros_like(first),
-            (3 * first).clamp(-1, 1),
-            (6 * first * second).clamp(-1, 1),
-            (4 * (first + second) - 3).clamp(-1, 1),
-            (along / (SIZE / 2)).clamp(-1, 1),
-            (rate * along + wide(self.phase[:, 0]) + 2 * (0.5 * rate * across).sin()).sin(),
-        )
-        pattern = kinds[0]
-        for kind in range(1, len(kinds)):
-            pattern = torch.where(wide(self.kind) == kind, kinds[kind], pattern)
-        return wide(self.strength) * pattern
+        pattern = np.zeros_like(x)
+        for kind, draw_pattern in enumerate(_PATTERNS, start=1):  # kind 0 is plain
+            rows = np.flatnonzero(self.kind == kind)
+            angle, period, first, second, strength = (
+                value[rows, None, None]
+                for value in (self.angle, self.period, self.phase[:, 0], self.phase[:, 1], self.strength)
+            )
+            cos, sin, rate = np.cos(angle), np.sin(angle), 2 * math.pi / period
+            along = cos * x[rows] + sin * y[rows]
+            across = cos * y[rows] - sin * x[rows]
+            pattern[rows] = strength * draw_pattern(rate * along + first, rate * across + second)
+        return pattern
 
 
-def _colours(draw: _Draw, warm: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return colours ``(n, 3)`` of background and figure; their largest difference in a channel is the contrast.
+def _sin(angle: _Array) -> _Array:
+    return np.asarray(np.sin(angle))
+
+
+def _stripes(u: _Array, _: _Array) -> _Array:
+    return (3 * _sin(u)).clip(-1, 1)
+
+
+def _checks(u: _Array, v: _Array) -> _Array:
+    return (6 * _sin(u) * _sin(v)).clip(-1, 1)
+
+
+def _dots(u: _Array, v: _Array) -> _Array:
+    return (4 * (_sin(u) + _sin(v)) - 3).clip(-1, 1)
+
+
+def _slope(u: _Array, _: _Array) -> _Array:
+    return _sin(u / 12)
+
+
+def _waves(u: _Array, v: _Array) -> _Array:
+    return _sin(u + 2 * _sin(0.5 * v))
+
+
+_PATTERNS = (_stripes, _checks, _dots, _slope, _waves)
+
+
+def _colours(draw: _Draw, warm: NDArray[np.bool_] | None) -> tuple[_Array, _Array]:
+    """Return colours ``(n, 3)`` of background and figure; their largest difference is the contrast.
 
     ``warm`` bool ``(n,)`` fixes the family of the background: red and yellow, or blue and cyan.
     """
@@ -107,46 +130,50 @@ def _colours(draw: _Draw, warm: Tensor | None) -> tuple[Tensor, Tensor]:
     background, figure = draw.uniform(0.1, 0.9, 3), draw.uniform(0, 1, 3)
     if warm is not None:
         high, middle, low = draw.uniform(0.6, 0.95), draw.uniform(0.3, 0.7), draw.uniform(0.05, 0.3)
-        red, blue = torch.where(warm, high, low), torch.where(warm, low, high)
-        background = torch.stack([red, middle, blue], dim=1)
+        background = np.stack([np.where(warm, high, low), middle, np.where(warm, low, high)], axis=1)
     # the leading channel carries the contrast; the background gives way where the contrast leaves no room
-    lead = draw.integer(3)[:, None]
-    base = background.gather(1, lead).squeeze(1)
-    up = torch.where((base + contrast <= 1) & (base - contrast >= 0), draw.uniform(0, 1) < 0.5, base < 0.5)
-    base = torch.where(up, torch.minimum(base, 1 - contrast), torch.maximum(base, contrast))
-    background = background.scatter(1, lead, base[:, None])
-    figure = background + (figure - background).clamp(-contrast[:, None], contrast[:, None])
-    figure = figure.scatter(1, lead, (base + torch.where(up, contrast, -contrast))[:, None])
+    rows, lead = np.arange(draw.n), draw.integer(3)
+    base = background[rows, lead]
+    either = (base + contrast <= 1) & (base - contrast >= 0)
+    up = np.where(either, draw.uniform(0, 1) < 0.5, base < 0.5)
+    base = np.where(up, np.minimum(base, 1 - contrast), np.maximum(base, contrast))
+    background[rows, lead] = base
+    figure = background + np.clip(figure - background, -contrast[:, None], contrast[:, None])
+    figure[rows, lead] = base + np.where(up, contrast, -contrast)
     return background, figure
 
 
-def draw(figures: Tensor, seed: int, purpose: str, warm: Tensor | None = None) -> Tensor:
-    """Return one picture, uint8 ``(n, 3, 32, 32)``, for each figure, int64 ``(n,)``: a position in ``FIGURES``."""
+def draw_figures(figures: Tensor, seed: int, purpose: str, warm: Tensor | None = None) -> Tensor:
+    """Return pictures, uint8 ``(n, 3, 32, 32)``, of ``figures``, int64 ``(n,)``: places in ``FIGURES``.
+
+    ``warm`` bool ``(n,)`` chooses warm or cool backgrounds; None gives any colour.
+    """
     n = len(figures)
-    draw = _Draw(n, seed, f"{purpose} of shapes {SHAPES_VERSION}")
+    draw = _Draw(n, seed, purpose)
     radius = draw.uniform(7.5, 12.5)
     room = (SIZE / 2 - 0.85 * radius)[:, None]
     centre = SIZE / 2 - 0.5 + room * draw.uniform(-1, 1, 2)
     angle = draw.uniform(0, 2 * math.pi)
-    background, figure = _colours(draw, warm)
+    background, figure = _colours(draw, None if warm is None else warm.numpy())
     textures = _Texture.drawn(draw, (0.02, 0.12)), _Texture.drawn(draw, (0.02, 0.10))
     sigma = draw.uniform(*NOISE)
-    axis = torch.arange(SIZE, dtype=torch.float64)
-    images = torch.empty((n, 3, SIZE, SIZE), dtype=torch.uint8)
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
+    images = np.empty((n, 3, SIZE, SIZE), dtype=np.uint8)
     for start in range(0, n, _CHUNK):
-        chosen = slice(start, start + _CHUNK)
-        x = (axis[None, None, :] - centre[chosen, 0, None, None]).expand(-1, SIZE, -1)
-        y = (axis[None, :, None] - centre[chosen, 1, None, None]).expand(-1, -1, SIZE)
-        cos, sin = angle[chosen].cos()[:, None, None], angle[chosen].sin()[:, None, None]
-        scale = radius[chosen, None, None]
-        distance = signed_distance(figures[chosen], (cos * x + sin * y) / scale, (cos * y - sin * x) / scale)
-        cover = (0.5 - distance * scale).clamp(0, 1)[:, None]  # one pixel of soft edge
-        back = background[chosen, :, None, None] + textures[0].rows(chosen).pattern(x, y)[:, None]
-        front = figure[chosen, :, None, None] + textures[1].rows(chosen).pattern(x, y)[:, None]
-        noise = torch.randn(back.shape, generator=draw.generator, dtype=torch.float64)
-        pixels = back + cover * (front - back) + sigma[chosen, None, None, None] * noise
-        images[chosen] = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-    return images
+        rows = slice(start, start + _CHUNK)
+        dx, dy = x - centre[rows, 0, None, None], y - centre[rows, 1, None, None]
+        cos, sin = np.cos(angle[rows, None, None]), np.sin(angle[rows, None, None])
+        scale = radius[rows, None, None]
+        distance = signed_distance(
+            figures[rows].numpy(), (cos * dx + sin * dy) / scale, (cos * dy - sin * dx) / scale
+        )
+        cover = np.clip(0.5 - distance * scale, 0, 1)[:, None]  # one pixel of soft edge
+        back = background[rows, :, None, None] + textures[0].rows(rows).pattern(dx, dy)[:, None]
+        front = figure[rows, :, None, None] + textures[1].rows(rows).pattern(dx, dy)[:, None]
+        noise = torch.randn(back.shape, generator=draw.generator, dtype=torch.float64).numpy()
+        pixels = back + cover * (front - back) + sigma[rows, None, None, None] * noise
+        images[rows] = np.rint(255 * np.clip(pixels, 0, 1))
+    return torch.from_numpy(images)
 
 
 def load_shapes(info: DatasetInfo, split: str, seed: int) -> ImageSet:
@@ -154,14 +181,16 @@ def load_shapes(info: DatasetInfo, split: str, seed: int) -> ImageSet:
     groups = None
     if info.groups is None:
         labels = torch.arange(info.official_counts[split]) % info.num_classes
-        images = draw(labels, seed, split)
+        images = draw_figures(labels, seed, split)
     else:
         labels, groups = _grouped_labels(split, seed)
         kinds = torch.tensor([[FIGURES.index(name) for name in names] for names in _GROUPED_FIGURES])
         which = _Draw(len(labels), seed, f"{split} figures of grouped shapes {SHAPES_VERSION}").integer(
             kinds.shape[1]
         )
-        images = draw(kinds[labels, which], seed, f"{split} grouped", warm=groups % 2 == 0)
+        images = draw_figures(
+            kinds[labels, torch.from_numpy(which)], seed, f"{split} grouped", warm=groups % 2 == 0
+        )
     digest = hashlib.sha256(f"{info.name} {SHAPES_VERSION}".encode())
     for tensor in (images, labels) if groups is None else (images, labels, groups):
         digest.update(tensor.numpy().tobytes())

@@ -22,12 +22,12 @@ def class_balanced_subset(dataset: ImageSet, count: int, seed: int) -> ImageSet:
 
 
 def split_validation(dataset: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Return (the rest, ``count`` class-balanced images for validation), disjoint; 0 gives an empty validation set."""
+    """Return (the rest, ``count`` class-balanced images for validation); 0 leaves validation empty."""
     _check_count(dataset, count, least=0, what="A validation split")
     if count == len(dataset):
         raise UserError(
-            f"A validation split of {count} images leaves none of {dataset.info.title}'s {len(dataset)} to train on;"
-            " take fewer."
+            f"A validation split of {count} images leaves none of {dataset.info.title}'s {len(dataset)}"
+            " to train on; take fewer."
         )
     taken = _balanced_positions(dataset, count, seed, "validation")
     rest = torch.ones(len(dataset), dtype=torch.bool, device=dataset.labels.device)
@@ -44,7 +44,7 @@ def _check_count(dataset: ImageSet, count: int, least: int, what: str) -> None:
 
 
 def _balanced_positions(dataset: ImageSet, count: int, seed: int, purpose: str) -> Tensor:
-    """Return sorted positions: first one image of each class, then a second one, until ``count`` is reached."""
+    """Return sorted positions: one image of each class, then a second one, until ``count`` is reached."""
     labels = dataset.labels.cpu()
     classes = dataset.info.num_classes
     generator = generator_for(seed, purpose)

@@ -10,21 +10,14 @@ import numpy as np
 import torch
 
 from robust_core.data.files import Raw, check_labels, plain_error
+from robust_core.data.official import OFFICIAL_MD5
 from robust_core.data.types import DatasetInfo
 from robust_core.errors import UserError
 
-__all__ = ["has_svhn", "read_svhn", "svhn_file"]
+__all__ = ["has_svhn", "read_svhn"]
 
 
-def svhn_file(split: str) -> tuple[str, str, str]:
-    """Return (URL, file name, MD5) of a split."""
-    from torchvision.datasets import SVHN
-
-    url, name, md5 = SVHN.split_list[split]
-    return url, name, md5
-
-
-def has_svhn(base: Path, info: DatasetInfo) -> bool:
+def has_svhn(base: Path) -> bool:
     """Return whether ``base`` holds one of the files."""
     return any((base / f"{split}_32x32.mat").is_file() for split in ("train", "test"))
 
@@ -33,7 +26,7 @@ def read_svhn(base: Path, info: DatasetInfo, split: str) -> Raw:
     """Return the images of a split in the official order."""
     from scipy.io import loadmat
 
-    _, name, md5 = svhn_file(split)
+    ((name, md5),) = OFFICIAL_MD5["svhn"][split].items()
     path = base / name
     if not path.is_file():
         raise UserError(

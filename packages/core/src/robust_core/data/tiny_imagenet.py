@@ -1,7 +1,8 @@
-"""Tiny-ImageNet from its original tree; the classes are those of ``wnids.txt``, a label is the rank among them.
+"""Tiny-ImageNet from its original tree; a label is the rank of its class among those of ``wnids.txt``.
 
-The official test split has no labels, so that ``test`` is the official validation split, as in published results;
-``validation`` names the same images. Selection should therefore use images that leave the training split.
+The official test split has no labels, so that ``test`` is the official validation split, as in
+published results; ``validation`` names the same images. Selection should therefore use images that
+leave the training split.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from robust_core.errors import UserError
 __all__ = ["has_tiny_imagenet", "read_tiny_imagenet"]
 
 
-def has_tiny_imagenet(base: Path, info: DatasetInfo) -> bool:
+def has_tiny_imagenet(base: Path) -> bool:
     """Return whether ``base`` holds the original tree."""
     return (base / "wnids.txt").is_file()
 

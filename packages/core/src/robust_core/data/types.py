@@ -14,9 +14,10 @@ __all__ = ["Batch", "DatasetInfo", "ImageSet"]
 class DatasetInfo:
     """What is known of a data set before its files are opened.
 
-    ``mean`` and ``std`` are per channel, of images in [0, 1]. ``official_counts`` gives the images per split of
-    the official release. ``own_validation`` says that the release has a validation split of its own.
-    ``crop_padding`` and ``flip`` are the augmentation that papers use on it (0 and False: none).
+    ``mean`` and ``std`` are per channel, of images in [0, 1]. ``official_counts`` gives the images per
+    split of the official release: its keys are the splits that can be loaded. ``own_validation`` says that
+    the release has a validation split to select on, apart from ``test``. ``crop_padding`` and ``flip`` are
+    the augmentation that papers use on it (0 and False: none).
     """
 
     name: str
@@ -39,11 +40,12 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A split in memory: ``images`` uint8 ``(N, 3, H, W)``, ``labels`` int64 ``(N,)``, ``groups`` int64 or None.
+    """A split in memory.
 
-    ``indices`` int64 ``(N,)`` are the positions in the full split, kept by :meth:`subset`. ``digest`` is the
-    SHA-256 of the files (or of the pixels, for drawn sets) and goes into ``config.json``. ``notes`` are the
-    one-line remarks that a user should see ("not the official release").
+    ``images`` uint8 ``(N, 3, H, W)``; ``labels`` int64 ``(N,)``; ``groups`` int64 ``(N,)`` or None;
+    ``indices`` int64 ``(N,)``: the positions in the full split, kept by :meth:`subset`. ``digest`` is the
+    SHA-256 of the files (or of the pixels, for drawn sets) and goes into ``config.json``. ``notes`` are
+    the one-line remarks that a user should see ("not the official release").
     """
 
     info: DatasetInfo
@@ -87,10 +89,11 @@ class ImageSet:
 class Batch:
     """One batch of one process, cut from the global batch of ``global_size`` images.
 
-    ``images`` float32 ``(n, 3, H, W)`` in [0, 1]; ``labels`` int64 ``(n,)``; ``groups`` int64 ``(n,)`` or None;
-    ``indices`` int64 ``(n,)``: positions in the training :class:`ImageSet` (0..N-1), by which anything cached per
-    image is found. ``offsets`` int64 ``(n, 2)``: top-left corner (row, column) of the crop in the zero-padded
-    image, or None without cropping; ``flips`` bool ``(n,)`` or None. ``padding`` is the width of that zero border.
+    ``images`` float32 ``(n, 3, H, W)`` in [0, 1]; ``labels`` int64 ``(n,)``; ``groups`` int64 ``(n,)`` or
+    None; ``indices`` int64 ``(n,)``: positions in the training :class:`ImageSet` (0..N-1), by which anything
+    cached per image is found. ``offsets`` int64 ``(n, 2)``: top-left corner (row, column) of the crop in the
+    zero-padded image, or None without cropping; ``flips`` bool ``(n,)``, mirrored after the crop, or None.
+    ``padding`` is the width of that zero border.
     """
 
     images: Tensor

@@ -1,0 +1,77 @@
+"""Names, roots and the messages of a wrong one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fake_data import write_folders
+
+from robust_core.data import ImageSet, dataset_info, list_datasets, load_dataset
+from robust_core.errors import UserError
+
+
+def test_the_names():
+    assert list_datasets() == ["cifar10", "cifar100", "shapes", "shapes-grouped", "svhn", "tiny-imagenet"]
+    for name in list_datasets():
+        info = dataset_info(name)
+        assert info.name == name
+        assert len(set(info.classes)) == info.num_classes
+        assert info.size == (64 if name == "tiny-imagenet" else 32)
+        assert {"train", "test"} <= set(info.official_counts)
+        assert len(info.mean) == len(info.std) == 3
+    assert sorted(dataset_info("cifar100").classes) == list(dataset_info("cifar100").classes)
+
+
+def test_an_unknown_name_and_an_unknown_split(tmp_path):
+    with pytest.raises(UserError, match="Unknown dataset 'cifra10'; did you mean 'cifar10'"):
+        load_dataset("cifra10", tmp_path)
+    with pytest.raises(UserError, match="Unknown split of CIFAR-10 'tset'; did you mean 'test'"):
+        load_dataset("cifar10", tmp_path, "tset")
+    with pytest.raises(UserError, match=r"split of CIFAR-10 'validation'.*split_validation\(\)"):
+        load_dataset("cifar10", tmp_path, "validation")
+
+
+@pytest.mark.parametrize(
+    ("name", "trees"),
+    [
+        ("cifar10", ["cifar-10-batches-py", "cifar10-jpeg-train.tar.xz", "train/<class>"]),
+        ("cifar100", ["cifar-100-python", "cifar100-jpeg-train.tar.xz", "train/<class>"]),
+        ("svhn", ["train_32x32.mat", "images/train/<digit>"]),
+        ("tiny-imagenet", ["wnids.txt", "val_annotations.txt", "tiny-imagenet-200.zip"]),
+    ],
+)
+def test_a_wrong_root_shows_the_tree(tmp_path, name, trees):
+    title = dataset_info(name).title
+    for root, state in ((tmp_path / "nowhere", "is no folder"), (tmp_path, f"holds no {title}")):
+        with pytest.raises(UserError, match=state) as caught:
+            load_dataset(name, root, download=False)
+        message = str(caught.value)
+        assert message.startswith(str(root))
+        assert all(tree in message for tree in trees)
+
+
+def test_a_named_root_that_does_not_exist_is_never_downloaded_to(tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        load_dataset("cifar10", tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_the_default_root_is_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "data" / "cifar10", {"cat": 2}, "train")
+    assert load_dataset("cifar10").labels.tolist() == [3, 3]
+
+
+def test_another_data_set_beside_it_is_not_taken(tmp_path):
+    write_folders(tmp_path, {"apple": 1}, "train")
+    with pytest.raises(UserError, match="holds no CIFAR-10"):
+        load_dataset("cifar10", tmp_path, download=False)
+
+
+def test_image_set_moves_and_shrinks():
+    dataset = load_dataset("shapes-grouped", split="validation")
+    part = dataset.subset(torch.tensor([5, 3])).to("cpu")
+    assert isinstance(part, ImageSet)
+    assert part.indices.tolist() == [5, 3]
+    assert torch.equal(part.groups, dataset.groups[[5, 3]])
+    assert torch.equal(part.pixels(slice(0, 1)), dataset.images[5:6].float() / 255)

@@ -210,7 +210,7 @@ def test_pictures_have_texts_and_sizes(reported):
 
 
 def test_page_tells_figures_intervals_cost_and_what_intervals_do_not_cover(reported):
-    text = "\n".join(read_page(reported / "report.html").texts)
+    text = "\n".join(read_page(reported / "report.html").texts).replace("\xa0", " ")
     summary = evaluation().summary()
     low, high = summary["robust_interval"]
     expected = f"{100 * summary['robust_accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

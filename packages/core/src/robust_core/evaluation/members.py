@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robust_core import attacks
+from robust_core.attacks.autoattack import AUTOATTACK_REMEDY
 from robust_core.randomness import generator_for
 
 __all__ = ["RUNNERS", "AttackCall", "MemberUnavailable", "Runner"]
@@ -63,21 +64,23 @@ class AttackCall:
             )
         return torch.cat(drawn).to(self.images)
 
-    def options(self, *own: str) -> dict[str, Any]:
-        """Return the settings without the keys that the runner handles itself."""
-        return {key: value for key, value in self.settings.items() if key not in {"random_start", *own}}
+    def options(self) -> dict[str, Any]:
+        """Return the settings without ``random_start``, for attacks that are given ``starts()``."""
+        return {key: value for key, value in self.settings.items() if key != "random_start"}
 
 
 Runner = Callable[[AttackCall], Tensor]
 
 
-def _pgd(call: AttackCall) -> Tensor:
-    """PGD with all its settings; several restarts draw per batch instead of per image."""
+def _with_start(call: AttackCall) -> dict[str, Any]:
+    """The settings with a start per image; with restarts all starts are drawn for the batch."""
     if call.settings.get("restarts", 1) > 1:
-        options = {**call.settings, "generator": call.generator()}
-    else:
-        options = {**call.options(), "start": call.starts()}
-    return attacks.pgd(call.network, call.images, call.labels, observe=call.observe, **options)
+        return {**call.settings, "generator": call.generator()}
+    return {**call.options(), "start": call.starts()}
+
+
+def _pgd(call: AttackCall) -> Tensor:
+    return attacks.pgd(call.network, call.images, call.labels, observe=call.observe, **_with_start(call))
 
 
 def _fgsm(call: AttackCall) -> Tensor:
@@ -85,10 +88,35 @@ def _fgsm(call: AttackCall) -> Tensor:
 
 
 def _mma(call: AttackCall) -> Tensor:
-    return attacks.mma(
-        call.network, call.images, call.labels, start=call.starts(), observe=call.observe, **call.options()
+    return attacks.mma(call.network, call.images, call.labels, observe=call.observe, **_with_start(call))
+
+
+def _apgd(call: AttackCall) -> Tensor:
+    return attacks.apgd(call.network, call.images, call.labels, observe=call.observe, **_with_start(call))
+
+
+def _autoattack(call: AttackCall) -> Tensor:
+    """AutoAttack shows no iterates: it returns, for each image, the first one that fooled the network."""
+    if not attacks.autoattack_available():
+        raise MemberUnavailable(AUTOATTACK_REMEDY)
+    found = attacks.autoattack(
+        call.network,
+        call.images.contiguous(),
+        call.labels,
+        batch_size=len(call.images),
+        generator=call.generator(),
+        **call.settings,
     )
+    for text in (*(f"skipped: {reason}" for reason in found.skipped), *found.flags):
+        call.flag(text)
+    return found.images
 
 
-RUNNERS: dict[str, Runner] = {"pgd": _pgd, "fgsm": _fgsm, "mma": _mma}
+RUNNERS: dict[str, Runner] = {
+    "apgd": _apgd,
+    "autoattack": _autoattack,
+    "fgsm": _fgsm,
+    "mma": _mma,
+    "pgd": _pgd,
+}
 """The kinds of members, by name; ``evaluate(..., runners=...)`` adds more for one evaluation."""

@@ -42,7 +42,7 @@ def test_an_unknown_name_and_an_unknown_split(tmp_path):
 )
 def test_a_wrong_root_shows_the_tree(tmp_path, name, trees):
     title = dataset_info(name).title
-    for root, state in ((tmp_path / "nowhere", "is no folder"), (tmp_path, f"holds no {title}")):
+    for root, state in ((tmp_path / "nowhere", "does not exist"), (tmp_path, f"holds no {title}")):
         with pytest.raises(UserError, match=state) as caught:
             load_dataset(name, root, download=False)
         message = str(caught.value)
@@ -51,7 +51,7 @@ def test_a_wrong_root_shows_the_tree(tmp_path, name, trees):
 
 
 def test_a_named_root_that_does_not_exist_is_never_downloaded_to(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="does not exist"):
         load_dataset("cifar10", tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
 

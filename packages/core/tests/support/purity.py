@@ -79,8 +79,8 @@ def _equal(before: Any, after: Any) -> bool:
 def unchanged(*models: nn.Module) -> Iterator[None]:
     """Fail if the block changes anything of the models or of the global state, also if it raises.
 
-    Looked at: parameters and buffers (identity, memory, value, number of writes, ``requires_grad``, hooks,
-    ``.grad``), every sub-module's mode, hooks and attribute names, random states, gradient mode, global flags.
+    Looked at: parameters and buffers (identity, memory, value, writes, ``requires_grad``, hooks,
+    ``.grad``), every sub-module's mode, hooks and attributes, random states, gradient mode, global flags.
     """
     before = [_process_snapshot(), *map(_model_snapshot, models)]
     try:

@@ -35,6 +35,16 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP")
+_DAMAGED = (
+    OSError,
+    SyntaxError,  # a broken PNG
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 class Raw(NamedTuple):
@@ -55,7 +65,8 @@ class Raw(NamedTuple):
 
 def plain_error(error: BaseException) -> str:
     """Return an exception's text in one line, for the middle of a sentence."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    reason = getattr(error, "reason", None)  # of a URLError, without "<urlopen error ...>"
+    return " ".join(str(reason or error).split()).rstrip(".") or type(error).__name__
 
 
 def sha256_of_file(path: Path) -> str:
@@ -111,32 +122,22 @@ def decode_images(encoded: Sequence[tuple[str, bytes]], size: int) -> Tensor:
     Grey images become RGB. Only PNG, JPEG and BMP are read.
     """
     images = np.empty((len(encoded), 3, size, size), dtype=np.uint8)
-    for row, (name, content) in enumerate(encoded):
-        images[row] = _decode(name, content, size).transpose(2, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for row, (name, content) in enumerate(encoded):
+            images[row] = _decode(name, content, size).transpose(2, 0, 1)
     return torch.from_numpy(images)
 
 
 def _decode(name: str, content: bytes, size: int) -> NDArray[np.uint8]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
-            if image.size == (size, size):  # looked at before any pixel is decoded
-                return np.asarray(image.convert("RGB"))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
+        image = Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
+        if image.size == (size, size):  # looked at before any pixel is decoded
+            return np.asarray(image.convert("RGB"))
+    except _DAMAGED as error:
         raise UserError(
             f"The image {name} is truncated or corrupt ({plain_error(error)}); replace or remove it."
         ) from error
-    width, height = image.size
     raise UserError(
         f"The image {name} has {width}x{height} pixels, expected {size}x{size}; resize or remove it."
     )

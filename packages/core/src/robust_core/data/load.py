@@ -138,7 +138,9 @@ def _find(folder: Path, info: DatasetInfo) -> tuple[Path, _Layout] | None:
 
 def _expected(folder: Path, info: DatasetInfo) -> str:
     """Return the message that says what was looked for, with the tree."""
-    state = "is no folder" if not folder.is_dir() else f"holds no {info.title}"
+    state = f"holds no {info.title}" if folder.is_dir() else "is not a folder"
+    if not folder.exists():
+        state = "does not exist"
     some = ", ".join(info.classes[:3]) + ", ..."
     trees = [layout.tree.format(name=info.name, some=some) for layout in _LAYOUTS[info.name]]
     own = _own_folder(folder, info)

@@ -1,0 +1,1 @@
+"""Reproductions: one declarative file per paper, one engine for all."""

@@ -1,0 +1,100 @@
+"""Reproduce the papers' tables: ``python -m benchmarks.reproduce part --scale demo [further flags]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reproduce import part
+from benchmarks.reproduce.engine import Reproduction
+from benchmarks.reproduce.rows import Paper, Row
+from benchmarks.reproduce.tables import write_tables
+from robust_core.cli import add_flags, guarded, normalise_flags
+from robust_core.errors import UserError, unknown_name
+
+PAPERS: Mapping[str, Paper] = {"part": part.PAPER}
+SCALES = ("smoke", "demo", "reduced", "paper")
+
+
+def _parser(paper: Paper) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce",
+        description="Train, attack and tabulate the rows of a paper. Further flags set what all rows share.",
+    )
+    parser.add_argument("paper", help=f"{', '.join(PAPERS)} or all")
+    parser.add_argument("--seeds", default="", help="seeds, with commas (default: the scale's)")
+    parser.add_argument(
+        "--rows", default="", help=f"rows, with commas: {', '.join(row.name for row in paper.rows)}"
+    )
+    parser.add_argument("--force", action="store_true", help="run finished rows again")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of runs and tables")
+    parser.add_argument("--results", type=Path, help="results file to continue (default: in the folder)")
+    add_flags(parser, paper.config)
+    return parser
+
+
+def _chosen(paper: Paper, scale: str, names: str) -> list[Row]:
+    rows = paper.at(scale)
+    if not names:
+        return rows
+    known = {row.name: row for row in rows}
+    for name in names.split(","):
+        if name not in known:
+            raise unknown_name(f"row at scale {scale}", name, known)
+    return [known[name] for name in names.split(",")]
+
+
+def _seeds(paper: Paper, scale: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else paper.seeds[scale]
+    except ValueError:
+        raise UserError(f"--seeds {text} is no list of whole numbers; write 1,2,3.") from None
+
+
+def reproduce(paper: Paper, given: dict[str, Any]) -> None:
+    """Run one paper's rows at the given scale and print its table."""
+    options = {name: given.pop(name) for name in ("seeds", "rows", "force", "out", "results")}
+    scale = given.pop("scale", "demo")
+    if scale not in SCALES:
+        raise unknown_name("scale", scale, SCALES)
+    begun = time.perf_counter()
+    folder = options["out"] / paper.name / scale
+    work = Reproduction(paper, scale, folder, given, force=options["force"], results_path=options["results"])
+    rows = _chosen(paper, scale, options["rows"])
+    results = work.run(rows, _seeds(paper, scale, options["seeds"]))
+    table = write_tables(paper, results, paper.at(scale), folder)
+    print()
+    print(table.text())
+    print(
+        f"{folder / 'index.html'} shows this table; each run has a page of its own: "
+        f"{folder}/ROW-seedN/report/report.html"
+    )
+    print(f"{paper.name}, {scale}: {time.perf_counter() - begun:.0f} s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = normalise_flags(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words and not words[0].startswith("-") else ""
+    if name not in (*PAPERS, "all", ""):
+        return guarded(lambda: _refuse(name))
+    chosen = list(PAPERS.values()) if name == "all" else [PAPERS.get(name, part.PAPER)]
+    for paper in chosen:
+        given = vars(_parser(paper).parse_args(words))
+        del given["paper"]
+        code = guarded(lambda paper=paper, given=given: reproduce(paper, given))  # type: ignore[misc]
+        if code:
+            return code
+    return 0
+
+
+def _refuse(name: str) -> None:
+    raise unknown_name("paper", name, [*PAPERS, "all"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Measured results as one JSON file: summary, record per image and circumstances of each row and seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robust_core.errors import UserError
+from robust_core.evaluation import load_evaluation
+from robust_core.training import RunDirectory
+from robust_core.training.files import write_json
+from robust_core.training.rundir import read_lines
+
+__all__ = ["Entry", "ResultFile", "packed", "unpacked"]
+
+
+def packed(bits: NDArray[np.bool_]) -> str:
+    """Return booleans as hexadecimal text."""
+    return np.packbits(bits).tobytes().hex()
+
+
+def unpacked(text: str, count: int) -> NDArray[np.bool_]:
+    """Return the ``count`` booleans of :func:`packed`."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))[:count].astype(bool)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished run. ``record`` maps columns to packed booleans, one per test image."""
+
+    row: str
+    seed: int
+    settings: dict[str, Any]
+    images: int
+    record: dict[str, str]
+    summary: dict[str, Any]
+    machine: dict[str, Any]
+    software: dict[str, str]
+    data: dict[str, Any]
+    commit: str
+    train_seconds: float
+
+    @classmethod
+    def of_run(cls, row: str, seed: int, settings: dict[str, Any], run: RunDirectory, protocol: str) -> Entry:
+        """Return the entry of a finished run directory that was evaluated under ``protocol``."""
+        evaluation = load_evaluation(run.path / "evaluation", protocol)
+        columns = {"natural": evaluation.natural, "robust": evaluation.worst_case()}
+        columns.update(evaluation.last)
+        return cls(
+            row=row,
+            seed=seed,
+            settings=settings,
+            images=len(evaluation.labels),
+            record={name: packed(bits) for name, bits in columns.items()},
+            summary=evaluation.summary(),
+            machine=run.record["machine"],
+            software=run.record["software"],
+            data=run.record["data"],
+            commit=run.record["commit"],
+            train_seconds=sum(float(line["seconds"]) for line in read_lines(run.path / "timings.jsonl")),
+        )
+
+    def bits(self, column: str) -> NDArray[np.bool_] | None:
+        """Return the record of a column, or None where it was not run."""
+        return unpacked(self.record[column], self.images) if column in self.record else None
+
+    def accuracy(self, column: str) -> float | None:
+        """Return the share of images that were right in a column."""
+        bits = self.bits(column)
+        return None if bits is None else float(bits.mean())
+
+
+class ResultFile:
+    """The entries of one paper at one scale, on disk after each run."""
+
+    def __init__(self, path: Path, paper: str, scale: str) -> None:
+        self.path = path
+        self.paper = paper
+        self.scale = scale
+        self.entries: list[Entry] = []
+        if path.exists():
+            try:
+                self.entries = [
+                    Entry(**entry) for entry in json.loads(path.read_text(encoding="utf8"))["entries"]
+                ]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"'{path}' holds no results of this version; move it away, or name another --results."
+                ) from None
+
+    def find(self, row: str, seed: int) -> Entry | None:
+        """Return the entry of a row and seed."""
+        return next((entry for entry in self.entries if (entry.row, entry.seed) == (row, seed)), None)
+
+    def has(self, row: str, seed: int, settings: dict[str, Any]) -> bool:
+        """Return whether a row is finished with these settings."""
+        entry = self.find(row, seed)
+        return entry is not None and entry.settings == json.loads(json.dumps(settings))
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry up, in place of an older one of the same row and seed, and write the file."""
+        self.entries = [old for old in self.entries if (old.row, old.seed) != (entry.row, entry.seed)] + [
+            entry
+        ]
+        self.entries.sort(key=lambda item: (item.row, item.seed))
+        content = {
+            "paper": self.paper,
+            "scale": self.scale,
+            "entries": [asdict(item) for item in self.entries],
+        }
+        write_json(self.path, content)
+
+    def of_row(self, row: str) -> list[Entry]:
+        """Return the entries of a row, by seed."""
+        return [entry for entry in self.entries if entry.row == row]

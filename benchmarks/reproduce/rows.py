@@ -1,0 +1,54 @@
+"""What a paper declares: tables of rows (method, network, data), settings, published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from robust_core.config import RunConfig
+from robust_core.session import Plan
+
+__all__ = ["Paper", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a table.
+
+    ``settings`` are what it changes against the scale's defaults; ``scales`` are those it is run at;
+    ``published`` maps columns (``natural``, member names) to percentages, absent where none was published.
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, Any]
+    scales: tuple[str, ...] = ("smoke", "demo", "reduced", "paper")
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's tables as one list of rows, and how its settings become runs.
+
+    ``resolve`` turns settings into a configuration and notes; ``protocol`` names the final evaluation;
+    ``columns`` are (member, heading) of the robust accuracies shown; ``reference`` is the row that the others are compared with, seed by seed and image by
+    image; ``reading`` is, per scale, the sentence that says what the table can and cannot show.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    config: type[RunConfig]
+    resolve: Callable[[Mapping[str, Any]], tuple[Any, list[str]]]
+    plan: Plan[Any]
+    protocol: str
+    columns: tuple[tuple[str, str], ...]
+    reference: str
+    seeds: Mapping[str, tuple[int, ...]]
+    reading: Mapping[str, str]
+    note: str = ""
+
+    def at(self, scale: str) -> list[Row]:
+        """Return the rows of a scale."""
+        return [row for row in self.rows if scale in row.scales]

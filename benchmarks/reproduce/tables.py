@@ -1,0 +1,182 @@
+"""From results to what is read: a table of measured beside published, paired differences, a figure, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.reproduce.results import Entry, ResultFile
+from benchmarks.reproduce.rows import Paper, Row
+from robust_core.evaluation import holm, paired_difference, t_interval, wilson
+from robust_core.evaluation.intervals import Interval
+from robust_core.reporting import (
+    MethodResult,
+    Notice,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    comparison_figure,
+    png_bytes,
+    render_page,
+    save_figure,
+    share_cell,
+)
+from robust_core.training.files import write_json, write_whole
+
+__all__ = ["difference_table", "main_table", "write_tables"]
+
+
+def interval_of(entries: Sequence[Entry], column: str) -> Interval | None:
+    """Return mean and 95% interval of a column: over seeds if there are several, else over images (Wilson)."""
+    values = [value for entry in entries if (value := entry.accuracy(column)) is not None]
+    if not values:
+        return None
+    if len(values) > 1:
+        return t_interval(values)
+    entry = next(entry for entry in entries if column in entry.record)
+    return wilson(round(values[0] * entry.images), entry.images)
+
+
+def _cell(interval: Interval | None) -> str:
+    return "not run" if interval is None else share_cell(interval.estimate, (interval.low, interval.high))
+
+
+def _published(row: Row, column: str) -> str:
+    return f"{row.published[column]:.2f}" if column in row.published else "–"
+
+
+def main_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table:
+    """Return measured accuracies (percent) beside published ones, one row per method."""
+    shown = [row for row in rows if results.of_row(row.name)]
+    members = [(name, head) for name, head in paper.columns if any(name in e.record for e in results.entries)]
+    heads = ["method", "natural", *[head for _, head in members], "worst case", "seeds", "training"]
+    some_published = any(row.published for row in shown)
+    if some_published:
+        heads += [f"published {head}" for head in ("natural", *[head for _, head in members])]
+    lines = []
+    for row in shown:
+        entries = results.of_row(row.name)
+        cells = [row.title, _cell(interval_of(entries, "natural"))]
+        cells += [_cell(interval_of(entries, name)) for name, _ in members]
+        cells += [_cell(interval_of(entries, "robust")), " ".join(str(entry.seed) for entry in entries)]
+        cells.append(f"{np.mean([entry.train_seconds for entry in entries]):.0f} s")
+        if some_published:
+            cells += [_published(row, name) for name in ("natural", *[name for name, _ in members])]
+        lines.append(tuple(cells))
+    return Table(
+        tuple(heads), tuple(lines), title=f"{paper.title}, {results.scale}", notes=_notes(paper, results)
+    )
+
+
+def _notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
+    first = results.entries[0]
+    several = any(len(results.of_row(entry.row)) > 1 for entry in results.entries)
+    settings, machine = first.settings, first.machine
+    precisions = sorted({entry.machine["precision"] for entry in results.entries})
+    return (
+        paper.reading[results.scale],
+        f"Percent of {first.images} test images of {settings['data']}; {settings['model']}, "
+        f"{first.data['train']['images']} training images; eps {settings['test_epsilon'] * 255:g}/255. "
+        + (
+            "Mean over seeds with 95% t interval (one seed: Wilson interval over images)."
+            if several
+            else "95% Wilson interval over images; one seed."
+        ),
+        "Attack columns: right at the last iterate, as published. Worst case: right at zero perturbation and at every "
+        "iterate of every attack that was run. Intervals do not cover the weakness of an attack.",
+        f"Attack in training {' and '.join(precisions)}, evaluation float32; {machine['processor']}, "
+        f"{machine['threads']} threads, torch {machine['torch']}, commit {first.commit[:10]}.",
+        *(
+            []
+            if any(row.published for row in paper.rows)
+            else ["No published figures are known for these rows."]
+        ),
+        *([paper.note] if paper.note else []),
+    )
+
+
+def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table | None:
+    """Return each method minus the reference, paired by seed and image; None with fewer than two methods."""
+    reference = {entry.seed: entry for entry in results.of_row(paper.reference)}
+    column = paper.columns[0][0]
+    lines, p_values = [], []
+    for row in rows:
+        pairs = [(e, reference[e.seed]) for e in results.of_row(row.name) if e.seed in reference]
+        if row.name in (paper.reference, "natural") or not pairs:
+            continue
+        cells = [row.title]
+        for name in ("natural", column):
+            ours = [entry.bits(name) for entry, _ in pairs]
+            theirs = [entry.bits(name) for _, entry in pairs]
+            found = paired_difference(np.array(ours), np.array(theirs))
+            low, high = found.interval.low, found.interval.high
+            cells.append(f"{100 * found.interval.estimate:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+            p_values.append(found.p_value)
+        lines.append((*cells, str(len(pairs))))
+    if not lines:
+        return None
+    adjusted = [f"{p:.3f}" for p in holm(p_values)]
+    filled = [(c[0], c[1], adjusted[2 * i], c[2], adjusted[2 * i + 1], c[3]) for i, c in enumerate(lines)]
+    title = next(row.title for row in paper.rows if row.name == paper.reference)
+    heads = ("method", "natural", "p (Holm)", paper.columns[0][1], "p (Holm)", "seeds")
+    several = any(len(results.of_row(row.name)) > 1 for row in rows)
+    over = "seeds (t)" if several else "images (bootstrap; McNemar's test), for this one seed only"
+    note = (
+        f"Points against {title}, paired by seed and image; 95% intervals over {over}; p adjusted together."
+    )
+    return Table(heads, tuple(filled), title=f"Difference to {title}", notes=(note,))
+
+
+def _figure_rows(results: ResultFile, rows: Sequence[Row], column: str) -> list[MethodResult]:
+    found = []
+    for row in rows:
+        entries = results.of_row(row.name)
+        natural, robust = interval_of(entries, "natural"), interval_of(entries, column)
+        if natural is None or robust is None:
+            continue
+        single = [
+            [value for e in entries if (value := e.accuracy(name)) is not None]
+            for name in ("natural", column)
+        ]
+        several = len(entries) > 1
+        found.append(
+            MethodResult(
+                row.title,
+                natural,
+                robust,
+                natural_seeds=tuple(single[0]) if several else (),
+                robust_seeds=tuple(single[1]) if several else (),
+                published_natural=row.published["natural"] / 100 if "natural" in row.published else None,
+                published_robust=row.published[column] / 100 if column in row.published else None,
+            )
+        )
+    return found
+
+
+def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder: Path) -> Table:
+    """Write table.md, table.json, comparison.png and index.html into ``folder``; returns the main table."""
+    table = main_table(paper, results, rows)
+    differences = difference_table(paper, results, rows)
+    member, heading = paper.columns[0]
+    figure = comparison_figure(_figure_rows(results, rows, member), robust_label=f"{heading} accuracy (%)")
+    save_figure(figure, folder / "comparison.png")
+    picture = Picture(
+        png_bytes(figure),
+        alt=f"Natural and {heading} accuracy of each method with 95% intervals",
+        caption=f"Natural and {heading} accuracy. The panels have their own ranges.",
+    )
+    sections = [Section("Results", (Notice(paper.reading[results.scale]), table, Pictures((picture,))))]
+    text = table.markdown()
+    if differences is not None:
+        sections.append(Section("Paired differences", (differences,)))
+        text += "\n" + differences.markdown()
+    page = render_page(table.title, sections)
+    write_whole(folder / "table.md", lambda path: path.write_text(text, encoding="utf8"))
+    write_whole(folder / "index.html", lambda path: path.write_text(page, encoding="utf8"))
+    write_json(
+        folder / "table.json", {"tables": [t.as_json() for t in (table, differences) if t is not None]}
+    )
+    return table

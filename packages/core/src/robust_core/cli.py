@@ -1,0 +1,162 @@
+"""Command lines: flags derived from a configuration class, and the ``robust-core`` command.
+
+Every long flag is accepted with dashes or underscores; budgets may be fractions; an unknown flag is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from robust_core.config import RunConfig
+from robust_core.errors import UserError, unknown_name
+from robust_core.reporting import write_report
+
+__all__ = ["add_flags", "fraction", "guarded", "main", "normalise_flags", "truth"]
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def fraction(text: str) -> float:
+    """Return a number written as ``0.03`` or ``8/255``.
+
+    >>> fraction("8/255") == 8 / 255
+    True
+    """
+    above, slash, below = text.partition("/")
+    try:
+        value = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number; write 0.03 or 8/255") from None
+    return value
+
+
+def truth(text: str) -> bool:
+    """Return what a word for yes or no means.
+
+    >>> truth("False")
+    False
+    """
+    words = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
+    try:
+        return words[text.strip().lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false") from None
+
+
+def _word(kind: str, choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(str(unknown_name(kind, text, choices)))
+        return text
+
+    parse.__name__ = kind
+    return parse
+
+
+def normalise_flags(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``_`` in long flags written as ``-`` (values are left alone).
+
+    >>> normalise_flags(["--rand_init", "False", "--data_dir=a_b"])
+    ['--rand-init', 'False', '--data-dir=a_b']
+    """
+    result = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, sign, value = argument.partition("=")
+            argument = flag.replace("_", "-") + sign + value
+        result.append(argument)
+    return result
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type[RunConfig]) -> None:
+    """Add one flag per setting of ``kind``; only given flags appear in the result of parsing."""
+    groups: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for entry in fields(kind):
+        title = entry.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_flag(groups[title], entry, hints[entry.name])
+
+
+def _add_flag(group: Any, entry: Field[Any], hint: Any) -> None:
+    flag = "--" + entry.name.replace("_", "-")
+    extra = list(entry.metadata["flags"])
+    choices = tuple(entry.metadata["choices"])
+    shown = _shown(entry)
+    note = f"{entry.metadata['help']} (default: {shown})" if shown else str(entry.metadata["help"])
+    if choices:
+        note = f"{entry.metadata['help']}: {', '.join(choices)} (default: {shown})"
+    common: dict[str, Any] = {
+        "dest": entry.name,
+        "default": argparse.SUPPRESS,
+        "help": note.replace("%", "%%"),
+    }
+    if hint is bool:
+        group.add_argument(flag, *extra, nargs="?", const=True, type=truth, metavar="yes|no", **common)
+        if not entry.name.startswith("no_"):
+            opposite = f"--no-{flag[2:]}"
+            off = {**common, "help": argparse.SUPPRESS}
+            group.add_argument(opposite, action="store_const", const=False, **off)
+        return
+    kinds = [part for part in (typing.get_args(hint) or (hint,)) if part is not type(None)]
+    parse: Callable[[str], Any] = kinds[0]
+    metavar = {int: "N", float: "X", str: "TEXT"}[kinds[0]]
+    if choices:
+        parse, metavar = _word(flag[2:], choices), "WORD"
+    elif entry.metadata["kind"] == "fraction":
+        parse, metavar = fraction, "X/Y"
+    group.add_argument(flag, *extra, type=parse, metavar=metavar, **common)
+
+
+def _shown(entry: Field[Any]) -> str:
+    if entry.default is None:
+        return ""
+    if entry.metadata["kind"] == "fraction":
+        return f"{float(str(entry.default)) * 255:g}/255"
+    if isinstance(entry.default, bool):
+        return "yes" if entry.default else "no"
+    return str(entry.default)
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Run a script's body; a user's mistake ends in one sentence and exit code 2, never in a traceback."""
+    try:
+        run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: continue with --resume and the run's directory", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the ``robust-core`` command: ``robust-core report RUN`` writes a run's figures and page again."""
+    parser = argparse.ArgumentParser(prog="robust-core", description="Tools of the shared core.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    report = commands.add_parser("report", help="write figures and report.html of a run directory")
+    report.add_argument("run", type=Path, help="run directory")
+    given = parser.parse_args(arguments)
+    return guarded(lambda: print(write_report(given.run)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

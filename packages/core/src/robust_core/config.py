@@ -1,0 +1,149 @@
+"""The settings that every training script shares: one typed dataclass, from which the flags derive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from robust_core.errors import UserError
+
+__all__ = ["RunConfig", "config_from_dict", "option", "option_names"]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flags: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    kind: str = "",
+    group: str = "run",
+) -> Any:
+    """Return a dataclass field with what its flag needs.
+
+    ``kind`` is ``fraction`` for budgets (``8/255`` is a number); ``flags`` are further spellings; ``choices`` are
+    the accepted words.
+    """
+    metadata = {"help": help, "flags": flags, "choices": choices, "kind": kind, "group": group}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of a training run; papers extend it."""
+
+    data: str = option("shapes", "dataset by name", group="data")
+    data_dir: str | None = option(None, "the dataset's folder or its parent", group="data")
+    train_subset: int = option(0, "train on N class-balanced images only (0: all)", group="data")
+    validation: int = option(1000, "N training images kept apart for curves and selection", group="data")
+    subset_seed: int = option(0, "seed that draws --train-subset and --validation", group="data")
+    test_images: int = option(0, "evaluate on the first N test images (0: all)", group="data")
+    curve_images: int = option(500, "validation images attacked at each epoch's end", group="data")
+
+    model: str = option("resnet18", "network by name", group="model")
+    normalize: bool = option(
+        False, "normalise with the dataset's mean and std inside the model", group="model"
+    )
+
+    batch_size: int = option(128, "images per step, over all processes", group="training")
+    epochs: int = option(80, "epochs in all", group="training")
+    lr: float = option(0.01, "initial learning rate", group="training")
+    momentum: float = option(0.9, "momentum of SGD", group="training")
+    weight_decay: float = option(2e-4, "weight decay of SGD", flags=("--wd",), group="training")
+    nesterov: bool = option(False, "Nesterov momentum", group="training")
+    accumulate: int = option(1, "cut each batch into N pieces and add their gradients", group="training")
+    ema: float = option(
+        0.0, "decay of an average of the weights that is evaluated instead (0: none)", group="training"
+    )
+    selection: str = option(
+        "last", "which weights are evaluated at the end", choices=("last", "best"), group="training"
+    )
+
+    epsilon: float = option(
+        8 / 255, "budget of the attack, in pixels of [0, 1]", kind="fraction", group="attack"
+    )
+    step_size: float = option(2 / 255, "step of the attack", kind="fraction", group="attack")
+    num_steps: int = option(10, "steps of the training attack", group="attack")
+
+    seed: int = option(1, "seed of everything random")
+    device: str = option("auto", "cpu, cuda, cuda:N or auto")
+    no_cuda: bool = option(False, "stay on the CPU")
+    threads: int = option(0, "CPU threads (0: torch's choice)")
+    precision: str = option("auto", "arithmetic of the attack's network", choices=("auto", "float32", "bf16"))
+    train_precision: str = option("float32", "arithmetic of the training step", choices=("float32", "bf16"))
+    compile: str = option(
+        "auto", "compile the attack's network (auto: where it pays)", choices=("auto", "on", "off")
+    )
+    sync_bn: bool = option(False, "batch-norm statistics over all processes")
+    log_interval: int = option(100, "steps between lines of the log")
+    checkpoint_every: int = option(0, "steps between checkpoints (0: each epoch)")
+    tensorboard: bool = option(False, "also write TensorBoard events (needs the extra of that name)")
+    run_dir: str | None = option(None, "directory of the run", flags=("--model-dir",))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict for ``config.json``."""
+        return asdict(self)
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            UserError: naming the flag, its value and what is expected.
+        """
+        for name in ("batch_size", "accumulate", "log_interval"):
+            _expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in (
+            "train_subset",
+            "validation",
+            "test_images",
+            "num_steps",
+            "checkpoint_every",
+            "threads",
+            "epochs",
+        ):
+            _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("epsilon", "step_size"):
+            value = getattr(self, name)
+            _expect(
+                0.0 <= value <= 1.0, name, value, "a number between 0 and 1 in pixels of [0, 1], e.g. 8/255"
+            )
+        for name in ("lr", "weight_decay"):
+            value = getattr(self, name)
+            _expect(0.0 <= value < float("inf"), name, value, "a number of 0 or more")
+        _expect(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "a number in [0, 1)")
+        _expect(0.0 <= self.ema < 1.0, "ema", self.ema, "a number in [0, 1)")
+        if self.nesterov and self.momentum == 0.0:
+            raise UserError("--nesterov needs --momentum above 0.")
+        if self.selection == "best" and self.validation == 0:
+            raise UserError("--selection best needs --validation N above 0: the test split never selects.")
+
+
+def _expect(good: bool, name: str, value: object, expected: str) -> None:
+    if not good:
+        raise UserError(f"--{name.replace('_', '-')} {value} is not possible; expected {expected}.")
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def option_names(kind: type[RunConfig]) -> set[str]:
+    """Return the names of all settings of a configuration class."""
+    return {entry.name for entry in fields(kind)}
+
+
+def config_from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """Return the configuration that :meth:`RunConfig.to_dict` gave.
+
+    Raises:
+        UserError: if settings are missing or unknown, as in a run of another version.
+    """
+    known = {entry.name for entry in fields(kind)}
+    required = {entry.name for entry in fields(kind) if entry.default is MISSING}
+    odd = sorted(set(values) - known) + sorted(required - set(values))
+    if odd:
+        raise UserError(
+            f"The run's config.json does not fit this version (settings {', '.join(odd)}); "
+            "start the run anew in another --run-dir."
+        )
+    return kind(**dict(values))

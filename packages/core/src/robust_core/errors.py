@@ -1,0 +1,27 @@
+"""What a user's mistake becomes: one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UserError", "unknown_name"]
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the message names the value, what was expected and the remedy.
+
+    Scripts print the message and leave with exit code 2; library users may catch it as a ``ValueError``.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a name that is not registered, with the nearest known name.
+
+    >>> print(unknown_name("dataset", "cifra10", ["cifar10", "svhn"]))
+    Unknown dataset 'cifra10'; did you mean 'cifar10'? Known: cifar10, svhn.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return UserError(f"Unknown {kind} '{name}'{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,335 @@
+"""One run from a configuration to a report: data, network, phases, loop, evaluation, gallery, page.
+
+A paper plugs in a :class:`Plan`; nothing here knows which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from robust_core.config import RunConfig
+from robust_core.data import ImageSet, class_balanced_subset, load_dataset, split_validation, steps_per_epoch
+from robust_core.errors import UserError
+from robust_core.evaluation import Evaluation, evaluate, load_evaluation, protocol
+from robust_core.evaluation import Protocol as Attacks
+from robust_core.gallery import save_gallery
+from robust_core.models import build_model, load_weights
+from robust_core.reporting import write_report
+from robust_core.training import (
+    Hooks,
+    LoopSettings,
+    Machine,
+    Phase,
+    Processes,
+    RunDirectory,
+    Training,
+    resolve_machine,
+    start_processes,
+)
+from robust_core.training.machine import describe_software, resumed_machine
+
+__all__ = ["Plan", "Session", "execute", "resume"]
+
+Config = TypeVar("Config", bound=RunConfig)
+Say = Callable[[str], None]
+
+
+class Plan(Protocol[Config]):
+    """What a paper adds to a run."""
+
+    def phases(self, config: Config, epoch_steps: int) -> list[Phase]:
+        """Return the phases of the run; ``epoch_steps`` are the steps of one epoch."""
+        ...
+
+    def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
+        """Return what is called after each whole epoch of a phase, to write files of published names."""
+        ...
+
+    def conclude(self, session: Session[Config]) -> dict[str, Any]:
+        """Evaluate the trained network and return what ``finished.json`` holds."""
+        ...
+
+
+@dataclass
+class Session(Generic[Config]):
+    """A run in memory: what was configured, where it computes, what it trains on."""
+
+    config: Config
+    machine: Machine
+    processes: Processes
+    run: RunDirectory
+    model: nn.Module
+    train_set: ImageSet
+    validation_set: ImageSet | None
+    test_set: ImageSet
+    phases: list[Phase]
+    say: Say
+
+    def evaluate(self, attacks: Attacks) -> Evaluation:
+        """Return the evaluation of the network on the test images, from the run directory if it is there."""
+        folder = self.run.path / "evaluation"
+        if (folder / f"{attacks.name}.json").exists():
+            return load_evaluation(folder, attacks.name)
+        limit = self.config.test_images or None
+        result = evaluate(
+            self.model.eval(),
+            self.test_set,
+            attacks,
+            seed=self.config.seed,
+            limit=limit,
+            device=self.machine.device,
+        )
+        result.save(folder, attacks.name)
+        return result
+
+    def save_gallery(
+        self, attacks: Attacks, masks: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
+        """Write ``gallery.npz``: the first test images, one of each class, attacked by the first member."""
+        save_gallery(self.run.path, self.model, self.test_set, attacks, seed=self.config.seed, masks=masks)
+
+
+def execute(
+    config: Config,
+    plan: Plan[Config],
+    path: Path,
+    *,
+    overwrite: bool = False,
+    fork_from: Path | None = None,
+    say: Say = print,
+) -> RunDirectory:
+    """Train, evaluate and report one run in the new directory ``path``; returns it, finished.
+
+    ``fork_from``: a run whose phases are the beginning of this one's; what it trained is taken over instead of
+    trained again, to the same bits.
+
+    Raises:
+        UserError: for settings that cannot work, data that is not there, a directory that holds a run.
+    """
+    config.validate()
+    if (path / "config.json").exists() and not overwrite:
+        RunDirectory.create(path, {})  # refuses, before data is loaded
+    data = _load_data(config, say)
+    device = "cpu" if config.no_cuda else config.device
+    epoch_steps = steps_per_epoch(len(data[0]), config.batch_size)
+    phases = plan.phases(config, epoch_steps)
+    machine, notes = resolve_machine(
+        device=device,
+        threads=config.threads or None,
+        precision=config.precision,
+        train_precision=config.train_precision,
+        compile={"auto": None, "on": True, "off": False}[config.compile],
+        total_steps=sum(phase.steps for phase in phases),
+    )
+    processes = start_processes(machine.device)
+    record = {
+        "config": config.to_dict(),
+        "machine": machine.to_dict(),
+        "software": describe_software(),
+        "data": _data_record(data),
+        "phases": [{"name": phase.name, "steps": phase.steps} for phase in phases],
+    }
+    run = RunDirectory(path, record)
+    if processes.is_main:
+        for note in notes:
+            say(note)
+        run = RunDirectory.create(path, record, overwrite=overwrite)
+        if fork_from is not None:
+            _fork(fork_from, run)
+    processes.barrier()
+    return _carry_out(config, plan, run, machine, processes, data, phases, say)
+
+
+def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) -> RunDirectory:
+    """Continue the run at ``path`` from its newest checkpoint to the same bits; a finished run is left as it is.
+
+    Raises:
+        UserError: if there is no run, or its data is not what it was.
+    """
+    run = RunDirectory.open(path)
+    if run.is_finished:
+        say(f"{path} is finished; nothing to do.")
+        return run
+    machine, notes = resumed_machine(run.record["machine"])
+    processes = start_processes(machine.device)
+    quiet: Say = say if processes.is_main else _silent
+    for note in notes:
+        quiet(note)
+    data = _load_data(config, quiet)
+    for split, now in _data_record(data).items():
+        before = run.record["data"].get(split)
+        if before != now:
+            raise UserError(
+                f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
+            )
+    phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
+    return _carry_out(config, plan, run, machine, processes, data, phases, quiet)
+
+
+def _silent(_: str) -> None:
+    return None
+
+
+Data = tuple[ImageSet, "ImageSet | None", ImageSet]
+
+
+def _load_data(config: RunConfig, say: Say) -> Data:
+    """Return the training images, the validation images (or None) and the test images."""
+
+    def load(split: str) -> ImageSet:
+        loaded = load_dataset(config.data, config.data_dir, split, log=say)
+        for note in loaded.notes:
+            say(note)
+        return loaded
+
+    train, test = load("train"), load("test")
+    validation: ImageSet | None = None
+    if train.info.own_validation:
+        validation = load("validation")
+    elif config.validation:
+        train, validation = split_validation(train, config.validation, config.subset_seed)
+    if config.train_subset:
+        train = class_balanced_subset(train, config.train_subset, config.subset_seed)
+    # indices are positions in the training set, by which a method keeps what belongs to an image
+    return replace(train, indices=torch.arange(len(train))), validation, test
+
+
+def _data_record(data: Data) -> dict[str, Any]:
+    names = ("train", "validation", "test")
+    return {
+        name: None if part is None else {"name": part.info.name, "images": len(part), "sha256": part.digest}
+        for name, part in zip(names, data, strict=True)
+    }
+
+
+def _fork(source: Path, target: RunDirectory) -> None:
+    """Copy the newest checkpoint and the metrics of ``source`` into a new run."""
+    donor = RunDirectory.open(source)
+    state = donor.checkpoints.latest()
+    if state is None:
+        raise UserError(f"'{source}' has no checkpoint to start from; train it first.")
+    target.checkpoints.save(state, int(state["step"]))
+    for line in donor.metrics():
+        target.log(line)
+
+
+def _carry_out(
+    config: Config,
+    plan: Plan[Config],
+    run: RunDirectory,
+    machine: Machine,
+    processes: Processes,
+    data: Data,
+    phases: list[Phase],
+    say: Say,
+) -> RunDirectory:
+    torch.set_num_threads(machine.threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    train_set, validation_set, test_set = data
+    info = train_set.info
+    model = build_model(
+        config.model,
+        info.num_classes,
+        image_size=info.size,
+        mean=info.mean if config.normalize else None,
+        std=info.std if config.normalize else None,
+        seed=config.seed,
+    )
+    training = Training(
+        model=model,
+        data=train_set,
+        phases=phases,
+        settings=_loop_settings(config, train_set),
+        machine=machine,
+        run=run,
+        processes=processes,
+        hooks=_hooks(config, plan, run, validation_set, machine),
+    )
+    training.fit()
+    if processes.is_main:
+        evaluated = training.evaluated_model.eval()
+        if config.selection == "best":
+            load_weights(evaluated, run.path / "best.pt")
+        session = Session(
+            config=config,
+            machine=machine,
+            processes=processes,
+            run=run,
+            model=evaluated,
+            train_set=train_set,
+            validation_set=validation_set,
+            test_set=test_set,
+            phases=phases,
+            say=say,
+        )
+        result = plan.conclude(session)
+        run.finish(result)
+        say(f"report: {write_report(run.path)}")
+    processes.barrier()
+    processes.stop()
+    return run
+
+
+def _loop_settings(config: RunConfig, data: ImageSet) -> LoopSettings:
+    return LoopSettings(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        augment=data.info.crop_padding > 0 or data.info.flip,
+        accumulate=config.accumulate,
+        ema_decay=config.ema or None,
+        sync_bn=config.sync_bn,
+        log_interval=config.log_interval,
+        checkpoint_every=config.checkpoint_every,
+        selection=config.selection,
+    )
+
+
+def _hooks(
+    config: Config, plan: Plan[Config], run: RunDirectory, validation: ImageSet | None, machine: Machine
+) -> Hooks:
+    scalar = _tensorboard(run.path) if config.tensorboard else None
+    export = plan.export(config, run.path)
+    if validation is None or config.curve_images == 0:
+        return Hooks(export=export, scalar=scalar)
+    images = validation if config.selection == "best" else _first(validation, config.curve_images)
+
+    def figures(model: nn.Module) -> dict[str, float]:
+        attacks = protocol("pgd-20", eps=config.epsilon, step_size=config.step_size)
+        summary = evaluate(model, images, attacks, seed=config.seed, device=machine.device)
+        return {
+            "natural_accuracy": float(summary.natural.mean()),
+            "pgd20_accuracy": float(summary.last["pgd-20"].mean()),
+        }
+
+    return Hooks(evaluate=figures, export=export, scalar=scalar)
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    return images.subset(torch.arange(min(count, len(images))))
+
+
+def _tensorboard(path: Path) -> Callable[[str, float, int], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--tensorboard needs the package tensorboard; install it with the extra of that name, "
+            "e.g. pip install 'packages/part[tensorboard]'."
+        ) from None
+    writer = SummaryWriter(str(path / "tensorboard"))
+
+    def scalar(name: str, value: float, step: int) -> None:
+        writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return scalar

@@ -1,0 +1,100 @@
+"""Several processes under ``torchrun``: one global batch, one set of gradients, no wrapper around the model.
+
+Plain all-reduces keep the state dict names, accept parameters that take no part in the loss, and give the
+gradient of the mean over the *global* batch even where the local batches differ by one image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["Processes", "gather_rows", "start_processes", "sum_gradients", "synchronise_buffers"]
+
+
+class Processes:
+    """Rank and number of the processes that train one model (1 without ``torchrun``)."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run directory."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def stop(self) -> None:
+        """Leave the process group, if there is one."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start_processes(device: str) -> Processes:
+    """Join the process group that ``torchrun`` announces in the environment (gloo on CPU, nccl on CUDA)."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return Processes()
+    if not dist.is_initialized():
+        if torch.device(device).type == "cuda":
+            torch.cuda.set_device(torch.device(device))
+            dist.init_process_group("nccl")
+        else:
+            dist.init_process_group("gloo")
+    return Processes(dist.get_rank(), world_size)
+
+
+def _reduce_flat(tensors: list[Tensor]) -> None:
+    """Sum the tensors over all processes, in one message."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+    """Sum the gradients over the processes; parameters without a gradient on every rank stay without.
+
+    The caller scales its loss by local size / global size, so the sum is the gradient of the global mean.
+    """
+    if processes.world_size == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        _reduce_flat(gradients)
+
+
+def synchronise_buffers(model: nn.Module, processes: Processes) -> None:
+    """Replace floating-point buffers (running statistics) by their mean over the processes."""
+    if processes.world_size == 1:
+        return
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if buffers:
+        _reduce_flat(buffers)
+        for buffer in buffers:
+            buffer.div_(processes.world_size)
+
+
+def gather_rows(rows: Tensor, processes: Processes) -> Tensor:
+    """Return the rows ``(n_r, ...)`` of all processes, rank after rank, on every process."""
+    if processes.world_size == 1:
+        return rows
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(processes.world_size)]
+    dist.all_gather(sizes, torch.tensor([rows.shape[0]], device=rows.device))
+    longest = int(max(size.item() for size in sizes))
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: rows.shape[0]] = rows
+    pieces = [torch.empty_like(padded) for _ in range(processes.world_size)]
+    dist.all_gather(pieces, padded)
+    return torch.cat([piece[: int(size.item())] for piece, size in zip(pieces, sizes, strict=True)])

@@ -1,0 +1,333 @@
+"""The training loop: phases of a method, one batch at a time, resumable at every checkpoint to the bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_core.data import Batch, ImageSet, batches, steps_per_epoch
+from robust_core.errors import UserError
+from robust_core.models import FrozenView
+from robust_core.training.averaging import WeightAverage
+from robust_core.training.distributed import Processes, sum_gradients, synchronise_buffers
+from robust_core.training.files import write_whole
+from robust_core.training.machine import Machine
+from robust_core.training.memory import peak_memory_mib
+from robust_core.training.method import Phase, StepContext, StepResult, micro_batches
+from robust_core.training.progress import Progress
+from robust_core.training.rundir import RunDirectory
+from robust_core.training.sync_norm import synchronise_batch_norm
+
+__all__ = ["Hooks", "LoopSettings", "Training"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop itself needs to know; everything else belongs to methods and phases.
+
+    ``checkpoint_every`` counts steps (0: once per epoch). ``selection`` is ``last`` or ``best`` (highest
+    ``score`` returned by the epoch evaluation; its weights go to ``best.pt``).
+    """
+
+    seed: int = 1
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    nesterov: bool = False
+    augment: bool = True
+    accumulate: int = 1
+    ema_decay: float | None = None
+    sync_bn: bool = False
+    log_interval: int = 100
+    checkpoint_every: int = 0
+    selection: str = "last"
+
+
+def _no_evaluation(_: nn.Module) -> dict[str, float]:
+    return {}
+
+
+def _no_export(_phase: Phase, _epoch: int, _model: nn.Module) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller may add: figures at each epoch's end, files to write after an epoch of a phase."""
+
+    evaluate: Callable[[nn.Module], Mapping[str, float]] = _no_evaluation
+    export: Callable[[Phase, int, nn.Module], None] = _no_export
+    scalar: Callable[[str, float, int], None] | None = None
+    score: str = "pgd20_accuracy"
+
+
+@dataclass
+class Training:
+    """One run of the loop. :meth:`fit` trains from the newest checkpoint (or step 0) to the end."""
+
+    model: nn.Module
+    data: ImageSet
+    phases: Sequence[Phase]
+    settings: LoopSettings
+    machine: Machine
+    run: RunDirectory
+    processes: Processes = field(default_factory=Processes)
+    hooks: Hooks = field(default_factory=Hooks)
+
+    def __post_init__(self) -> None:
+        if self.settings.sync_bn and self.processes.world_size > 1:
+            synchronise_batch_norm(self.model)
+        self.model.to(self.machine.device)
+        self.data = self.data.to(self.machine.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=self.phases[0].rate.lr,
+            momentum=self.settings.momentum,
+            weight_decay=self.settings.weight_decay,
+            nesterov=self.settings.nesterov,
+        )
+        decay = self.settings.ema_decay
+        self.average = None if decay is None else WeightAverage(self.model, decay)
+        self.view = FrozenView(self.model, dtype=DTYPES[self.machine.precision], compile=self.machine.compile)
+        self.epoch_steps = steps_per_epoch(len(self.data), self.settings.batch_size)
+        self.total_steps = sum(phase.steps for phase in self.phases)
+        self.best_score = float("-inf")
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network that is evaluated and exported: the average of the weights if one is kept."""
+        return self.model if self.average is None else self.average.model
+
+    def fit(self) -> None:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Raises:
+            UserError: if the loss is not finite; names the step and the last good checkpoint.
+        """
+        step = self.restore()
+        progress = Progress(self.total_steps, step, self.run.path.name, quiet=not self.processes.is_main)
+        clock = _Clock(step)
+        try:
+            while step < self.total_steps:
+                epoch, position = divmod(step, self.epoch_steps)
+                for batch in self._batches(epoch, position):
+                    if step >= self.total_steps:
+                        break
+                    figures = self._step(batch, step, epoch)
+                    step += 1
+                    progress.advance()
+                    self._after_step(step, epoch, figures, progress, clock)
+        finally:
+            progress.close()
+
+    def _batches(self, epoch: int, position: int) -> Any:
+        return batches(
+            self.data,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            epoch=epoch,
+            augment=self.settings.augment,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            start=position,
+        )
+
+    def phase_of(self, step: int) -> tuple[int, int]:
+        """Return (index of the phase, step within it) of a step of the run."""
+        for index, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return index, step
+            step -= phase.steps
+        return len(self.phases) - 1, self.phases[-1].steps + step
+
+    def _context(self, step: int, epoch: int, rows: tuple[int, int], global_size: int) -> StepContext:
+        index, phase_step = self.phase_of(step)
+        return StepContext(
+            seed=self.settings.seed,
+            epoch=epoch,
+            step=step,
+            phase_step=phase_step,
+            phase_steps=self.phases[index].steps,
+            view=self.view,
+            rows=rows,
+            global_size=global_size,
+            train_dtype=DTYPES[self.machine.train_precision],
+            processes=self.processes,
+        )
+
+    def _step(self, batch: Batch, step: int, epoch: int) -> dict[str, Tensor]:
+        """Take one step on a batch; returns the global means of what is to be logged."""
+        index, phase_step = self.phase_of(step)
+        phase = self.phases[index]
+        size, rank, world = batch.global_size, self.processes.rank, self.processes.world_size
+        context = self._context(step, epoch, (size * rank // world, size * (rank + 1) // world), size)
+        self.view.refresh()
+        if phase_step == 0 or step % self.epoch_steps == 0:
+            refreshed = phase.method.begin_epoch(self.data, context)
+            if refreshed and self.processes.is_main:
+                self.run.log({"kind": "refresh", "step": step + 1, "epoch": epoch, **refreshed})
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for piece, piece_context in micro_batches(batch, context, self.settings.accumulate):
+            result = phase.method.loss(self.model, piece, piece_context)
+            share = len(piece) / size
+            torch.autograd.backward(result.loss * share)
+            _add(sums, result, share)
+        sum_gradients(self.model.parameters(), self.processes)
+        figures = _sum_over_processes(sums, self.processes)
+        self._refuse_infinite(figures["loss"], step)
+        rate = phase.rate.at(phase_step, phase.steps, self.epoch_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        if not self.settings.sync_bn:
+            synchronise_buffers(self.model, self.processes)
+        if self.average is not None:
+            self.average.update(self.model)
+        return figures
+
+    def _refuse_infinite(self, loss: Tensor, step: int) -> None:
+        """Stop before the optimizer moves if the loss or a gradient is not finite."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            return
+        good = self.run.checkpoints.latest_step()
+        where = f"the checkpoint of step {good} is whole" if good else "no checkpoint was written yet"
+        raise UserError(
+            f"The loss or its gradient became infinite or NaN at step {step} (loss {loss.item():.4g}); "
+            f"{where}: lower --lr, then train anew in another --run-dir."
+        )
+
+    def _after_step(
+        self, step: int, epoch: int, figures: dict[str, Tensor], progress: Progress, clock: _Clock
+    ) -> None:
+        """Log, evaluate, export and save after ``step`` steps are done."""
+        index, phase_step = self.phase_of(step - 1)
+        phase = self.phases[index]
+        epoch_ends = step % self.epoch_steps == 0 or step == self.total_steps
+        if step % self.settings.log_interval == 0 or epoch_ends:
+            self._log_step(step, epoch, phase, figures, progress)
+            clock.log(self, step)
+        if epoch_ends:
+            self._end_epoch(step, epoch, phase, progress)
+        if (phase_step + 1) % self.epoch_steps == 0 and self.processes.is_main:
+            self.hooks.export(phase, (phase_step + 1) // self.epoch_steps, self.evaluated_model)
+        every = self.settings.checkpoint_every
+        due = epoch_ends if every == 0 else step % every == 0
+        if due or phase_step + 1 == phase.steps:
+            self.save(step)
+
+    def _log_step(
+        self, step: int, epoch: int, phase: Phase, figures: dict[str, Tensor], progress: Progress
+    ) -> None:
+        if not self.processes.is_main:
+            return
+        values = {name: value.item() for name, value in figures.items()}
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.run.log(
+            {"kind": "step", "step": step, "epoch": epoch, "phase": phase.name, "lr": rate, **values}
+        )
+        told = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        progress.line(f"step {step}/{self.total_steps}  {phase.name}  {told}")
+        if self.hooks.scalar is not None:
+            for name, value in values.items():
+                self.hooks.scalar(f"train/{name}", value, step)
+
+    def _end_epoch(self, step: int, epoch: int, phase: Phase, progress: Progress) -> None:
+        if not self.processes.is_main:
+            return
+        figures = dict(self.hooks.evaluate(self.evaluated_model.eval()))
+        if not figures:
+            return
+        self.run.log({"kind": "epoch", "step": step, "epoch": epoch, "phase": phase.name, **figures})
+        told = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        progress.line(f"epoch {epoch + 1} ends  {told}")
+        if self.hooks.scalar is not None:
+            for name, value in figures.items():
+                self.hooks.scalar(f"validation/{name}", value, step)
+        if self.settings.selection == "best" and figures[self.hooks.score] > self.best_score:
+            self.best_score = figures[self.hooks.score]
+            weights = self.evaluated_model.state_dict()
+            write_whole(self.run.path / "best.pt", lambda temporary: torch.save(weights, temporary))
+
+    def save(self, step: int) -> None:
+        """Write the state after ``step`` steps."""
+        if not self.processes.is_main:
+            return
+        index, phase_step = self.phase_of(step - 1)
+        inside = phase_step + 1 < self.phases[index].steps
+        self.run.checkpoints.save(
+            {
+                "step": step,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "method": self.phases[index].method.state_dict() if inside else {},
+                "best_score": self.best_score,
+            },
+            step,
+        )
+
+    def restore(self) -> int:
+        """Take up the newest checkpoint; returns the number of steps that are done (0 without one)."""
+        state = self.run.checkpoints.latest(self.machine.device)
+        step = 0 if state is None else int(state["step"])
+        if self.processes.is_main:
+            self.run.cut_metrics(step)
+        if state is None:
+            return 0
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        self.best_score = float(state["best_score"])
+        index, phase_step = self.phase_of(step)
+        if 0 < phase_step < self.phases[index].steps:
+            self.phases[index].method.load_state_dict(state["method"])
+        return step
+
+
+class _Clock:
+    """Times and memory of the run, kept apart from the metrics."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.time = time.perf_counter()
+
+    def log(self, training: Training, step: int) -> None:
+        now = time.perf_counter()
+        if training.processes.is_main and step > self.step:
+            seconds = now - self.time
+            images = (step - self.step) * training.settings.batch_size
+            training.run.log_timing(
+                {
+                    "step": step,
+                    "seconds": round(seconds, 3),
+                    "images_per_second": round(images / seconds, 1),
+                    "peak_memory_mib": peak_memory_mib(training.machine.device),
+                }
+            )
+        self.step, self.time = step, now
+
+
+def _add(sums: dict[str, Tensor], result: StepResult, share: float) -> None:
+    for name, value in {"loss": result.loss, **result.metrics}.items():
+        sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() * share
+
+
+def _sum_over_processes(sums: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    if processes.world_size == 1:
+        return sums
+    names = sorted(sums)
+    values = torch.stack([sums[name].float() for name in names])
+    torch.distributed.all_reduce(values)
+    return dict(zip(names, values, strict=True))

@@ -1,0 +1,134 @@
+"""The contract between a paper and the loop: a loss for a batch, a refresh at epoch start, its own state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robust_core.data import Batch, ImageSet
+from robust_core.models import FrozenView
+from robust_core.randomness import generator_for
+from robust_core.training.distributed import Processes
+from robust_core.training.schedules import Rate
+
+__all__ = ["Method", "Phase", "StepContext", "StepResult", "micro_batches"]
+
+
+class StepResult(NamedTuple):
+    """The loss of a batch (scalar, mean over its images) and figures to log (scalars, detached)."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where in the run a step stands, the network to attack, and randomness for exactly this step.
+
+    ``rows`` are the rows of the global batch (of ``global_size`` images) that the given batch holds.
+    """
+
+    seed: int
+    epoch: int
+    step: int
+    phase_step: int
+    phase_steps: int
+    view: FrozenView
+    rows: tuple[int, int]
+    global_size: int
+    train_dtype: torch.dtype = torch.float32
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def progress(self) -> float:
+        """Share of the phase that is done after this step, in (0, 1]."""
+        return (self.phase_step + 1) / self.phase_steps
+
+    def uniform(self, purpose: str, like: Tensor) -> Tensor:
+        """Return numbers in [0, 1) shaped as ``like`` ``(n, ...)``: this batch's rows of a global draw."""
+        generator = generator_for(self.seed, purpose, self.epoch, self.step, device=like.device)
+        shape = (self.global_size, *like.shape[1:])
+        draw = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+        return draw[self.rows[0] : self.rows[1]]
+
+    def normal(self, purpose: str, like: Tensor) -> Tensor:
+        """Return standard normal numbers shaped as ``like``: this batch's rows of a global draw."""
+        generator = generator_for(self.seed, purpose, self.epoch, self.step, device=like.device)
+        shape = (self.global_size, *like.shape[1:])
+        draw = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        return draw[self.rows[0] : self.rows[1]]
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the training logits ``(n, K)`` of the live model, in float32 whatever it trains in."""
+        if self.train_dtype == torch.float32:
+            return model(images)  # type: ignore[no-any-return]
+        with torch.autocast(images.device.type, dtype=self.train_dtype):
+            logits: Tensor = model(images)
+        return logits.float()
+
+
+class Method(Protocol):
+    """What a paper adds to the loop."""
+
+    name: str
+
+    def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
+        """Refresh what is kept per epoch (masks); called when an epoch or the phase begins."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StepResult:
+        """Return the loss of one batch on the live model, which is in training mode."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run under one method and one rate."""
+
+    name: str
+    method: Method
+    steps: int
+    rate: Rate
+
+    @property
+    def key(self) -> str:
+        """All that decides the phase's steps, given what came before.
+
+        Runs that agree in data, network, seed and optimizer and whose phases have equal keys up to some point are
+        equal to the bit up to that point, so rows of a table share what they have in common.
+        """
+        return f"{self.name} {self.method!r} {self.steps} {self.rate!r}"
+
+
+def micro_batches(batch: Batch, context: StepContext, count: int) -> list[tuple[Batch, StepContext]]:
+    """Cut a batch into ``count`` pieces for gradient accumulation, each with its rows of the global batch."""
+    pieces = []
+    total = len(batch)
+    for index in range(min(count, total)):
+        low, high = total * index // count, total * (index + 1) // count
+        if low == high:
+            continue
+        piece = replace(
+            batch,
+            images=batch.images[low:high],
+            labels=batch.labels[low:high],
+            indices=batch.indices[low:high],
+            groups=None if batch.groups is None else batch.groups[low:high],
+            offsets=None if batch.offsets is None else batch.offsets[low:high],
+            flips=None if batch.flips is None else batch.flips[low:high],
+        )
+        start = context.rows[0]
+        pieces.append((piece, replace(context, rows=(start + low, start + high))))
+    return pieces

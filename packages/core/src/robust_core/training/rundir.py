@@ -1,0 +1,146 @@
+"""The run directory: everything a run is, in one place, from which it resumes and is reported.
+
+``config.json`` (settings, machine, data), ``metrics.jsonl`` (nothing that depends on the clock),
+``timings.jsonl``, ``checkpoints/``, ``evaluation/``, ``report/``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from robust_core.errors import UserError
+from robust_core.training.checkpoint import CheckpointStore
+from robust_core.training.files import write_json, write_whole
+
+__all__ = ["RunDirectory", "commit_of_source"]
+
+
+def commit_of_source() -> str:
+    """Return the git commit of the checkout that this package runs from ('+' if changed), or 'unknown'."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
+
+
+class RunDirectory:
+    """One run on disk. :meth:`create` begins it, :meth:`open` takes up an existing one."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self.record = record
+        self.checkpoints = CheckpointStore(path / "checkpoints")
+
+    @classmethod
+    def create(cls, path: Path, record: dict[str, Any], *, overwrite: bool = False) -> RunDirectory:
+        """Begin a run; ``record`` holds "config", "machine" and "data".
+
+        Raises:
+            UserError: if the directory holds a run already and ``overwrite`` is not set, or cannot be written.
+        """
+        if (path / "config.json").exists():
+            if not overwrite:
+                raise UserError(
+                    f"'{path}' already holds a run; continue it with --resume {path}, start it anew with "
+                    "--overwrite, or choose another --run-dir."
+                )
+            _clear(path)
+        record = {**record, "commit": commit_of_source()}
+        write_json(path / "config.json", record)
+        return cls(path, record)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Take up an existing run.
+
+        Raises:
+            UserError: if there is no run at ``path`` or its record is damaged.
+        """
+        try:
+            record = json.loads((path / "config.json").read_text(encoding="utf8"))
+            if not isinstance(record, dict) or "config" not in record:
+                raise ValueError
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"'{path}' is no run directory (no config.json in it); name the one to use."
+            ) from None
+        except ValueError:
+            raise UserError(
+                f"'{path / 'config.json'}' is damaged; start the run anew with --run-dir."
+            ) from None
+        return cls(path, record)
+
+    @property
+    def metrics_path(self) -> Path:
+        """``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training and evaluation have come to their end."""
+        return (self.path / "finished.json").exists()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Mark the run as finished, with its result; comes after every other file."""
+        write_json(self.path / "finished.json", result)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        _append(self.metrics_path, line)
+
+    def log_timing(self, line: dict[str, Any]) -> None:
+        """Append one line to ``timings.jsonl``."""
+        _append(self.path / "timings.jsonl", line)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the whole lines of ``metrics.jsonl``."""
+        return read_lines(self.metrics_path)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines of ``metrics.jsonl`` beyond ``step``, and a line that a kill has cut short."""
+        kept = [line for line in self.metrics() if int(line["step"]) <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if self.metrics_path.exists() and self.metrics_path.read_text(encoding="utf8") != text:
+            write_whole(self.metrics_path, lambda temporary: temporary.write_text(text, encoding="utf8"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a file; a last line without its end is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf8").splitlines(keepends=True):
+        if text.endswith("\n"):
+            lines.append(json.loads(text))
+    return lines
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf8") as stream:
+            stream.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write '{path}' ({error.strerror}); mend that, then use --resume.") from error
+
+
+def _clear(path: Path) -> None:
+    """Remove what a run wrote, and nothing else that lies in the directory."""
+    import shutil
+
+    for name in ("config.json", "metrics.jsonl", "timings.jsonl", "finished.json", "gallery.npz", "best.pt"):
+        (path / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "evaluation", "report"):
+        shutil.rmtree(path / name, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""PART's part of a session: phases, files under the published names, the published final tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from part.config import PartConfig
+from part.masks import MaskRule
+from part.phases import build_phases
+from robust_core.evaluation import Evaluation, protocol
+from robust_core.models import FrozenView
+from robust_core.session import Session
+from robust_core.training import Phase
+from robust_core.training.files import write_whole
+
+__all__ = ["PartPlan", "autoattack_missing"]
+
+SUFFIX = {"at": "", "trades": "_t", "mart": "_m"}
+TITLES = {"pgd-20": "PGD", "mma": "MMA", "autoattack": "AA"}
+
+
+def autoattack_missing() -> bool:
+    """Return whether AutoAttack's package is not installed."""
+    return find_spec("pyautoattack") is None
+
+
+class PartPlan:
+    """What PART adds to a session."""
+
+    def phases(self, config: PartConfig, epoch_steps: int) -> list[Phase]:
+        """Return natural steps, warm-up and main phase."""
+        return build_phases(config, epoch_steps)
+
+    def export(self, config: PartConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
+        """Return what writes a plain state dict under the official name every ``--save-freq`` epochs."""
+
+        def write(phase: Phase, epoch: int, model: nn.Module) -> None:
+            if epoch % config.save_freq or phase.name == "natural":
+                return
+            if phase.name == "warm-up":
+                name = f"pre_part{SUFFIX[config.family]}_epoch{epoch}.pth"
+            else:
+                name = f"part_epoch{epoch}.pth" if config.family == "at" else f"model-epoch{epoch}.pth"
+            weights = model.state_dict()
+            write_whole(folder / name, lambda temporary: torch.save(weights, temporary))
+
+        return write
+
+    def conclude(self, session: Session[PartConfig]) -> dict[str, Any]:
+        """Test as published (PGD-20, MMA, AutoAttack), print the published lines, write the gallery."""
+        config = session.config
+        attacks = protocol(
+            "part",
+            eps=config.test_epsilon,
+            step_size=config.step_size,
+            autoattack_images=None if config.aa_images < 0 else config.aa_images,
+        )
+        evaluation = session.evaluate(attacks)
+        for line in published_lines(evaluation):
+            session.say(line)
+        session.save_gallery(attacks, self._masks(session) if config.masked else None)
+        return {"method": config.method, "seed": config.seed, "summary": evaluation.summary()}
+
+    def _masks(self, session: Session[PartConfig]) -> Callable[[Tensor], Tensor]:
+        config = session.config
+        rule = MaskRule(config.cam, config.mask_rule)
+        view = FrozenView(session.model)
+
+        def masks(images: Tensor) -> Tensor:
+            return rule.masks(view, images, torch.zeros(len(images), dtype=torch.int64))[0]
+
+        return masks
+
+
+def published_lines(evaluation: Evaluation) -> list[str]:
+    """Return the final report as the official scripts print it: last iterates, counts and percentages."""
+    natural = evaluation.natural
+    lines = []
+    for member in evaluation.protocol.members:
+        title = TITLES.get(member.name, member.name)
+        lines.append(f"{title}===")
+        if member.name not in evaluation.last:
+            lines.append(f"not run: {evaluation.runs[member.name].remedy}")
+            continue
+        chosen = evaluation.attacked[member.name]
+        right, robust, total = (
+            int(natural[chosen].sum()),
+            int(evaluation.last[member.name].sum()),
+            int(chosen.sum()),
+        )
+        lines.append(
+            f"Test: Accuracy: {right}/{total} ({100 * right / total:.2f}%), "
+            f"Robust Accuracy: {robust}/{total} ({100 * robust / total:.2f}%)"
+        )
+    return lines

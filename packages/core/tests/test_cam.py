@@ -301,8 +301,8 @@ def test_official_maps(name: str, method: str, suffix: str) -> None:
     heat = normalize_map(raw)
     reference = torch.from_numpy(official[f"{key}_cam_raw_{suffix}"])
     reference_heat = torch.from_numpy(np.nan_to_num(official[f"{key}_heatmap_{suffix}"]))
-    # The unit is what the features may differ by. Float32 adds gates of the relu that rounding decides: one of
-    # them moves a map by about a thousandth.
+    # The unit is what the features may differ by. In float32 rounding decides some relu gates as well, and one
+    # of them moves a map by about a thousandth.
     floor, unit = {"f32": (1e-3, 1e-5), "f64": (1e-10, 1e-14)}[suffix]
     bound = floor + unit * rounding(view, features, classes, method)
     off = (raw - reference).abs().amax((1, 2))

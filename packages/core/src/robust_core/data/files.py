@@ -65,8 +65,9 @@ class Raw(NamedTuple):
 
 def plain_error(error: BaseException) -> str:
     """Return an exception's text in one line, for the middle of a sentence."""
-    reason = getattr(error, "reason", None)  # of a URLError, without "<urlopen error ...>"
-    return " ".join(str(reason or error).split()).rstrip(".") or type(error).__name__
+    inner = getattr(error, "reason", None)  # what a URLError wraps into "<urlopen error ...>"
+    text = str(inner if isinstance(inner, OSError) else error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def sha256_of_file(path: Path) -> str:
@@ -99,12 +100,12 @@ def check_labels(labels: Tensor, info: DatasetInfo, source: str) -> Tensor:
 
 def class_order(names: Iterable[str]) -> list[str]:
     """Return file names sorted so that 9 comes before 10."""
-    return sorted(
-        names,
-        key=lambda name: [
-            (len(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)
-        ],
-    )
+
+    def key(name: str) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", name)  # text and numbers in turn
+        return [(int(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
+
+    return sorted(names, key=key)
 
 
 def interleaved(sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -138,6 +139,7 @@ def _decode(name: str, content: bytes, size: int) -> NDArray[np.uint8]:
         raise UserError(
             f"The image {name} is truncated or corrupt ({plain_error(error)}); replace or remove it."
         ) from error
+    width, height = image.size
     raise UserError(
         f"The image {name} has {width}x{height} pixels, expected {size}x{size}; resize or remove it."
     )

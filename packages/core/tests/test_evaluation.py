@@ -171,6 +171,7 @@ def _in_train_mode():
         (linear(), image_set(count=0), {}, "has no images"),
         (linear(), image_set(), {"limit": 0}, "limit is 0"),
         (linear(), image_set(), {"batch_size": 0}, "batch_size is 0"),
+        (linear(), image_set(), {"device": "meta"}, r"lies on 'cpu'.*model\.to"),
         (linear().bfloat16(), image_set(), {}, "bfloat16.*model.float"),
         (linear(), replace(image_set(), labels=torch.full((24,), 3)), {}, "3..3, expected 0..2"),
     ],

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from robust_core.errors import UserError
-from robust_core.evaluation import Evaluation, Member, MemberRun, Protocol, load_evaluation, wilson
+from robust_core.evaluation import (
+    Evaluation,
+    Member,
+    MemberRun,
+    Protocol,
+    compare,
+    load_evaluation,
+    paired_difference,
+    wilson,
+)
 
 MEMBERS = (
     Member("pgd-20", "pgd", {"eps": 8 / 255, "norm": "linf", "step_size": 2 / 255, "steps": 20}),
@@ -122,3 +131,41 @@ def test_missing_and_damaged_records_are_named(tmp_path):
     (tmp_path / "final.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match="evaluate the run again"):
         load_evaluation(tmp_path, "final")
+
+
+def test_records_by_name():
+    evaluation = record()
+    assert evaluation.correct("natural") is evaluation.natural
+    assert np.array_equal(evaluation.correct(), evaluation.worst_case())
+    assert evaluation.correct("last/pgd-20") is evaluation.last["pgd-20"]
+    for which in ("robust/mma", "last/autoattack", "nothing"):
+        with pytest.raises(
+            UserError, match=f"no record '{which}'.*natural, robust, last/pgd-20, robust/pgd-20"
+        ):
+            evaluation.correct(which)
+
+
+@pytest.mark.parametrize("which", ["natural", "robust", "last/pgd-20"])
+def test_methods_are_compared_by_seed_and_image(which):
+    first, second = [record(seed=s) for s in (0, 1)], [record(seed=s) for s in (2, 3)]
+    records = [np.stack([e.correct(which) for e in side]) for side in (first, second)]
+    assert compare(first, second, which) == paired_difference(*records)
+    assert compare(first, second, which).over == "seeds"
+    assert compare(first[:1], second[:1], which).over == "images"
+
+
+def test_other_images_or_attacks_are_not_compared():
+    evaluation = record()
+    stronger = (replace(MEMBERS[0], settings={"eps": 0.1}), *MEMBERS[1:])
+    others = {
+        "data": replace(evaluation, data={"name": "other"}),
+        "images": replace(evaluation, indices=evaluation.indices + 1),
+        "labels": replace(evaluation, labels=(evaluation.labels + 1) % 4),
+        "attacks": replace(evaluation, protocol=Protocol("part", stronger)),
+    }
+    for what, other in others.items():
+        with pytest.raises(UserError, match=f"different {what}"):
+            compare([evaluation], [other])
+    assert compare([evaluation], [others["attacks"]], "natural").p_value == 1.0
+    with pytest.raises(UserError, match="1 and 2 evaluations"):
+        compare([evaluation], [evaluation, evaluation])

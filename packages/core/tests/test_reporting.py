@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -340,3 +341,27 @@ def test_comparison_of_methods(tmp_path):
     assert_shows_something(save_figure(comparison_figure(methods), tmp_path / "methods.png"))
     with pytest.raises(UserError, match="No methods"):
         comparison_figure([])
+
+
+def test_many_classes_without_an_attack_show_the_lowest(tmp_path):
+    rng = np.random.default_rng(3)
+    labels = np.arange(600) % 30
+    plain = replace(
+        evaluation(),
+        protocol=Protocol("natural"),
+        natural=rng.random(600) < 0.6 + 0.01 * labels,
+        last={},
+        robust={},
+        attacked={},
+        runs={},
+        labels=labels,
+        groups=None,
+        class_names=tuple(f"kind {i}" for i in range(31)),
+        group_names=None,
+    )
+    plain.save(tmp_path / "evaluation", "natural")
+    text = "\n".join(read_page(write_report(tmp_path)).texts)
+    assert "The 20 lowest of 31, lowest first." in text
+    assert "kind 30" not in text
+    assert "fewer than 200 images: no claim" in text
+    assert_shows_something(tmp_path / "report" / "class-natural.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robust_core.evaluation.comparison import compare
 from robust_core.evaluation.intervals import (
     MIN_IMAGES,
     Interval,
@@ -34,6 +35,7 @@ __all__ = [
     "Protocol",
     "Runner",
     "bootstrap_minimum",
+    "compare",
     "enough_images",
     "evaluate",
     "holm",

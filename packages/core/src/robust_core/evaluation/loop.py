@@ -62,6 +62,14 @@ def evaluate(
             f"Data set '{dataset.info.name}' ({dataset.split}) has no images: nothing to evaluate."
         )
     own_device, dtype = model_place(model)
+    if (
+        device is not None
+        and isinstance(model, torch.nn.Module)
+        and torch.device(device).type != own_device.type
+    ):
+        raise UserError(
+            f"device is '{device}', but the model lies on '{own_device}': call model.to('{device}')."
+        )
     work = _Work(model, dataset, torch.device(device or own_device), dtype, batch_size, seed, progress)
     with _full_precision(work.device):
         begun = time.perf_counter()

@@ -67,8 +67,8 @@ def protocol(
     ``natural``: no attack. ``pgd-20``, ``pgd`` (PGD-20 and PGD-40): cross-entropy, uniform random start, as
     published (last iterate) beside every iterate. ``part``: PGD-20 and the minimum-margin attack (20 steps,
     three targets, uniform random start), and AutoAttack standard on the first ``autoattack_images`` images
-    (0: none, None: all), as in the paper's tables. ``autoattack``: AutoAttack standard. ``required``: without
-    its package AutoAttack is an error instead of a row "not run".
+    (0: none, None: all), as in the paper's tables. ``autoattack``: AutoAttack standard (0 and
+    None: on all images). ``required``: without its package AutoAttack is an error, not a row "not run".
     """
     budget: dict[str, Any] = {"eps": eps, "norm": norm}
 

@@ -83,6 +83,25 @@ class Evaluation:
             robust &= withstood | ~self.attacked[name]
         return robust
 
+    def correct(self, which: str = "robust") -> Bools:
+        """Return a record ``(N,)``: "natural", "robust" (worst case), "last/MEMBER" or "robust/MEMBER".
+
+        ``UserError`` for a member that did not run on all images: such a record is of other images.
+        """
+        if which == "natural":
+            return self.natural
+        if which == "robust" and self.robust:
+            return self.worst_case()
+        kind, _, member = which.partition("/")
+        records = {"last": self.last, "robust": self.robust}.get(kind, {})
+        if member in records and self.attacked[member].all():
+            return records[member]
+        known = [f"{k}/{m}" for m in self.robust if self.attacked[m].all() for k in ("last", "robust")]
+        raise UserError(
+            f"This evaluation has no record '{which}' of all its images; it has: "
+            f"{', '.join(['natural', *(['robust'] if self.robust else []), *known])}."
+        )
+
     def save(self, directory: str | Path, name: str) -> Path:
         """Write ``name.npz`` (per image), then ``name.json`` (settings, cost, summary); return the latter."""
         folder = Path(directory)

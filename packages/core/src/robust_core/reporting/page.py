@@ -46,7 +46,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 caption { text-align: left; font-weight: 600; padding-bottom: .35rem; }
 th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
-tbody th { font-weight: 500; min-width: 8.5rem; }
+tbody th { font-weight: 500; min-width: 10rem; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 .left { text-align: left; } .right { text-align: right; white-space: nowrap; } .center { text-align: center; }
 table.facts { margin-bottom: 1rem; }

@@ -84,3 +84,11 @@ def test_page_escapes_every_block():
 def test_picture_must_be_a_png():
     with pytest.raises(UserError, match="no PNG"):
         render_page("t", [Section("s", (Picture(b"GIF89a", "a picture"),))])
+
+
+def test_facts_show_budgets_as_fractions():
+    page = render_page(
+        "t", [Section("s", (Facts({"eps": 2.5 / 255, "share": 0.2, "none": None, "list": []}),))]
+    )
+    for text in ("0.00980392 (2.5/255)", "<dd>0.2</dd>", "<dd>–</dd>"):
+        assert text in page

@@ -128,7 +128,8 @@ def _binned(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means over at most BINS runs of consecutive steps."""
-    parts = np.array_split(np.arange(len(x)), min(BINS, max(1, len(x) // 4)))
+    few = len(x) <= 60
+    parts = np.array_split(np.arange(len(x)), len(x) if few else min(BINS, len(x) // 4))
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
@@ -148,11 +149,14 @@ def _step_axis(axes: Axes, lines: Sequence[Line]) -> None:
     last = max((_number(line.get("step")) or 0.0 for line in lines), default=0.0)
     if last > 0:
         axes.set_xlim(0, 1.02 * last)
+    # Not every step is logged: a phase begins after the last line of the one before.
     starts: dict[str, float] = {}
+    before = 0.0
     for line in sorted(lines, key=lambda line: _number(line.get("step")) or 0.0):
         phase = line.get("phase")
         if isinstance(phase, str) and phase:
-            starts.setdefault(phase, _number(line.get("step")) or 0.0)
+            starts.setdefault(phase, before)
+        before = _number(line.get("step")) or before
     if len(starts) < 2:
         return
     for number, (phase, step) in enumerate(starts.items()):

@@ -49,9 +49,12 @@ thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 tbody th { font-weight: 500; min-width: 10rem; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 .left { text-align: left; } .right { text-align: right; white-space: nowrap; } .center { text-align: center; }
-table.facts { margin-bottom: 1rem; }
-.facts td { overflow-wrap: anywhere; min-width: 8rem; }
-.facts th { overflow-wrap: break-word; text-align: left; max-width: 18rem; }
+h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 0 2rem;
+  margin: 0 0 1rem; font-size: .9rem; }
+.facts div { display: grid; grid-template-columns: minmax(8rem, 2fr) 3fr; gap: .75rem; padding: .2rem 0;
+  border-bottom: 1px solid var(--line); }
+.facts dt { color: var(--soft); overflow-wrap: anywhere; } .facts dd { margin: 0; overflow-wrap: anywhere; }
 .notice { background: var(--warn); border-left: 4px solid var(--warn-line); padding: .5rem .75rem;
   border-radius: 0 6px 6px 0; max-width: 46rem; margin: .5rem 0; overflow-wrap: anywhere; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
@@ -157,17 +160,14 @@ def _picture(picture: Picture) -> str:
 
 def _facts(facts: Facts) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>\n'
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>\n"
         for name, value in flatten(facts.values)
     )
     title = html.escape(facts.title)
-    caption = f"<caption>{title}</caption>" if title and not facts.folded else ""
-    label = html.escape(facts.title or "Values", quote=True)
-    table = (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f'<table class="facts">{caption}<tbody>{rows}</tbody></table></div>\n'
-    )
-    return f"<details><summary>{title}</summary>{table}</details>\n" if facts.folded else table
+    listing = f'<dl class="facts">{rows}</dl>\n'
+    if facts.folded:
+        return f"<details><summary>{title}</summary>{listing}</details>\n"
+    return (f"<h3>{title}</h3>\n" if title else "") + listing
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -190,13 +190,15 @@ def _text(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_text(entry)}" for name, entry in value.items()) or "–"
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(entry) for entry in value) or "–"
     if not isinstance(value, float):
         return str(value)
     text = f"{value:.6g}"
-    grey_levels = round(255 * value)
+    half_levels = round(510 * value)
     # Budgets are fractions of 255; decimal fractions that happen to be such (0.2) are meant as they are.
-    if 0 < grey_levels <= 64 and abs(255 * value - grey_levels) < 1e-9 and len(text) > 7:
-        text += f" ({grey_levels}/255)"
+    if 0 < half_levels <= 128 and abs(510 * value - half_levels) < 1e-9 and len(text) > 7:
+        text += f" ({half_levels / 2:g}/255)"
     return text

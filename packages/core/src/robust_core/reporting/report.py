@@ -100,7 +100,10 @@ def _curves(folder: Path, run: RunFiles) -> Section:
         alt = f"Accuracies over training steps, at the end: {', '.join(ends)}."
         pictures.append(
             _picture(
-                accuracy, folder / "accuracy-curves.png", alt, "Accuracy while training, once per epoch."
+                accuracy,
+                folder / "accuracy-curves.png",
+                alt,
+                "Accuracy while training, as logged after epochs.",
             )
         )
     loss = loss_curves(run.steps)
@@ -133,18 +136,18 @@ def _gallery(folder: Path, run: RunFiles) -> Section:
 
 
 def _setup(run: RunFiles) -> Section:
-    """Settings, data, machine, timings."""
+    """Settings, data, machine, and whatever else the run wrote down about itself; timings."""
     blocks: list[Block] = []
-    command = run.config.get("command")
-    if command:
-        text = command if isinstance(command, str) else " ".join(map(str, command))
-        blocks.append(Facts({"command": text}))
-    for key, title in (("config", "Settings"), ("data", "Data"), ("machine", "Machine")):
+    single = {key: value for key, value in run.config.items() if not isinstance(value, Mapping)}
+    if single:
+        blocks.append(Facts(single))
+    titles = {"config": "Settings", "data": "Data", "machine": "Machine"}
+    for key in (*titles, *(key for key in run.config if key not in titles)):
         values = run.config.get(key)
         if isinstance(values, Mapping) and values:
-            blocks.append(Facts(values, title=title))
-        elif run.config:
-            blocks.append(Notice(f"config.json says nothing about: {title.lower()}."))
+            blocks.append(Facts(values, title=titles.get(key, key.capitalize())))
+        elif run.config and key in titles:
+            blocks.append(Notice(f"config.json says nothing about: {titles[key].lower()}."))
     if run.timings:
         blocks.append(Facts(run.timings[-1], title="Timings (last line of timings.jsonl)"))
     if not blocks:

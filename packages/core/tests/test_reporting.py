@@ -90,6 +90,8 @@ def fake_run(path):
             "decay": [4, 6],
         },
         "data": {"name": "shapes", "digest": "0f" * 32},
+        "commit": "0123abc",
+        "software": {"numpy": "1.26.4"},
         "machine": {
             "processor": "two cores",
             "torch": "2.10",
@@ -227,6 +229,8 @@ def test_page_tells_figures_intervals_cost_and_what_intervals_do_not_cover(repor
         "eps 8/255",
         "resnet8-s2",
         "two cores",
+        "0123abc",
+        "1.26.4",
         "381.2",
         "worst class, worst case",
         "worst group, natural",

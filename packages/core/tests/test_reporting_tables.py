@@ -92,3 +92,8 @@ def test_facts_show_budgets_as_fractions():
     )
     for text in ("0.00980392 (2.5/255)", "<dd>0.2</dd>", "<dd>–</dd>"):
         assert text in page
+
+
+def test_facts_show_lists_of_settings():
+    page = render_page("t", [Section("s", (Facts({"phases": [{"name": "main", "steps": 3}]}),))])
+    assert "<dd>name main steps 3</dd>" in page

@@ -29,27 +29,6 @@ SHARED = (
 """Settings that decide a run's beginning together with its phases' keys."""
 
 
-class Beginning:
-    """A plan cut after its first phases: trains what several rows share, and evaluates nothing."""
-
-    def __init__(self, plan: Plan[Any], count: int) -> None:
-        self.plan = plan
-        self.count = count
-
-    def phases(self, config: Any, epoch_steps: int) -> list[Phase]:
-        """Return the first phases."""
-        return self.plan.phases(config, epoch_steps)[: self.count]
-
-    def export(self, config: Any, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
-        """Return the plan's own."""
-        return self.plan.export(config, folder)
-
-    def conclude(self, session: Session[Any]) -> dict[str, Any]:
-        """Return nothing: the rows are evaluated at their own ends."""
-        del session
-        return {}
-
-
 @dataclass
 class Reproduction:
     """One paper at one scale: where its runs and results lie, and how far it is."""

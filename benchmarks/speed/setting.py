@@ -84,6 +84,10 @@ def make_setting(
         for first in range(0, 512, 128):  # so that activations have a sensible size in evaluation mode
             network(dataset.pixels(slice(first, first + 128)))
     network.eval()
+    with torch.no_grad():  # logits of unit spread, so that an attack has something to gain
+        head = network.pooled_head()
+        if head is not None:
+            head.linear.weight.div_(network(images).std())
     precisions = {"float32": torch.float32}
     if bf16_units(device):
         precisions["bfloat16"] = torch.bfloat16

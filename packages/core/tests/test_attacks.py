@@ -226,7 +226,11 @@ def test_a_module_a_view_and_a_function_give_the_same():
 )
 def test_the_purity_check_notices_each_trace(change, fails):
     net = ConvNet()
-    with pytest.raises(AssertionError, match="changed"), unchanged(net):
+
+    def leave_a_trace():
         change(net)
         if fails:
             raise RuntimeError
+
+    with pytest.raises(AssertionError, match="changed"), unchanged(net):
+        leave_a_trace()

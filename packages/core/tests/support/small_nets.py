@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import torch
@@ -55,20 +56,31 @@ def prototypes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return (0.5 + 0.5 * (centres[labels] - 0.5) + noise).clamp(0, 1), labels
 
 
+def trained_net() -> nn.Module:
+    """Return a small network after adversarial training on ``prototypes``; a copy of one that is trained once."""
+    return copy.deepcopy(_trained())
+
+
 @functools.cache
-def trained_net(steps: int = 200) -> nn.Module:
-    """Return a small network after adversarial training on ``prototypes``; shared, so treat it as read-only."""
+def _trained() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(192, 48), nn.ReLU(), nn.Linear(48, CLASSES))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(2)
-    for step in range(steps):
+    for step in range(200):
         images, labels = prototypes(128, step)
         start = draw_start(images, eps=0.06, kind="uniform", generator=generator)
         adversarial = ascend(
-            net, images, labels, start=start, eps=0.06, step_size=0.02, steps=4, objective=objectives.cross_entropy
-        )  # fmt: skip
+            net,
+            images,
+            labels,
+            start=start,
+            eps=0.06,
+            step_size=0.02,
+            steps=4,
+            objective=objectives.cross_entropy,
+        )
         loss = F.cross_entropy(net(adversarial), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from part.controls import MASK_CONTROLS
 from part.mask import MASK_RULES
@@ -17,7 +17,7 @@ from robust_core.config import RunConfig, option
 from robust_core.data import dataset_info, list_datasets
 from robust_core.errors import UserError, unknown_name
 
-__all__ = ["METHODS", "PartConfig", "resolve", "run_directory"]
+__all__ = ["METHODS", "PartConfig", "resolve", "resolve_as", "run_directory"]
 
 METHODS = ("natural", "at", "trades", "mart", "part", "part-t", "part-m")
 FAMILY = {
@@ -233,8 +233,20 @@ def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+Kind = TypeVar("Kind", bound=PartConfig)
+
+
 def resolve(given: Mapping[str, Any], *, method: str = "part") -> tuple[PartConfig, list[str]]:
     """Return the configuration for the settings that a user gave, and the lines to print about it.
+
+    Raises:
+        UserError: for names that do not exist and settings that cannot work.
+    """
+    return resolve_as(PartConfig, given, method=method)
+
+
+def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tuple[Kind, list[str]]:
+    """Return the configuration of a kind of :class:`PartConfig`, as :func:`resolve` does.
 
     Raises:
         UserError: for names that do not exist and settings that cannot work.
@@ -252,7 +264,7 @@ def resolve(given: Mapping[str, Any], *, method: str = "part") -> tuple[PartConf
         notes.append("SVHN: published settings " + ", ".join(f"{k} {v:g}" for k, v in own.items()))
     values.update(SCALES[scale])
     values.update(given)
-    config = PartConfig(**values)
+    config = kind(**values)
     config = replace(config, run_dir=str(run_directory(config)))
     config.validate()
     return config, notes + idle_settings(config, given)

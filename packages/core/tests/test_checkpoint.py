@@ -1,0 +1,142 @@
+"""Checkpoints are whole or not there; damage is noticed; nothing foreign is unpickled."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+import torch
+from robust_core.errors import UserError
+from robust_core.training import files
+from robust_core.training.checkpoint import CheckpointStore
+from robust_core.training.rundir import RunDirectory
+
+
+def state(step):
+    return {"step": step, "model": {"w": torch.full((3,), float(step))}}
+
+
+def test_two_newest_are_kept_and_the_newest_is_loaded(tmp_path):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3):
+        store.save(state(step), step)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-00000002.pt", "step-00000003.pt"]
+    assert store.latest()["step"] == 3
+    assert store.latest_step() == 3
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert CheckpointStore(tmp_path).latest() is None
+    assert CheckpointStore(tmp_path).latest_step() == 0
+
+
+def test_a_file_that_the_manifest_does_not_name_is_no_checkpoint(tmp_path):
+    torch.save(state(9), tmp_path / "step-00000009.pt")
+    assert CheckpointStore(tmp_path).latest() is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "zero"])
+def test_damage_is_named_and_the_checkpoint_before_is_taken(tmp_path, damage):
+    store = CheckpointStore(tmp_path)
+    store.save(state(1), 1)
+    path = store.save(state(2), 2)
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 4
+    elif damage == "truncate":
+        del content[-100:]
+    else:
+        content[-200:] = bytes(200)
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(content))
+    with pytest.warns(UserWarning, match="step-00000002.pt"):
+        assert store.latest()["step"] == 1
+
+
+def test_no_whole_checkpoint_is_one_sentence(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(state(1), 1).write_bytes(b"nonsense")
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="No checkpoint in .* is whole"):
+        store.latest()
+
+
+def test_a_damaged_manifest_is_told(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(state(1), 1)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.latest() is None
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("PytorchStreamWriter failed writing")])
+def test_no_space_keeps_the_checkpoint_before(tmp_path, monkeypatch, error):
+    store = CheckpointStore(tmp_path)
+    store.save(state(1), 1)
+
+    def full(value, path):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        store.save(state(2), 2)
+    assert store.latest()["step"] == 1
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_read_only_folder_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "denied", str(path))
+
+    with pytest.raises(UserError, match=r"Cannot write .*choose another --run-dir"):
+        files.write_whole(tmp_path / "x.json", refuse)
+
+
+def test_another_error_is_not_hidden(tmp_path):
+    def broken(path):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        files.write_whole(tmp_path / "x", broken)
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path):
+    RunDirectory.create(tmp_path / "run", {"config": {"a": 1}})
+    with pytest.raises(UserError, match="already holds a run"):
+        RunDirectory.create(tmp_path / "run", {"config": {"a": 2}})
+    (tmp_path / "run/mine.txt").write_text("kept")
+    (tmp_path / "run/metrics.jsonl").write_text("{}\n")
+    RunDirectory.create(tmp_path / "run", {"config": {"a": 2}}, overwrite=True)
+    assert RunDirectory.open(tmp_path / "run").record["config"] == {"a": 2}
+    assert (tmp_path / "run/mine.txt").exists()
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_opening_what_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        RunDirectory.open(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        RunDirectory.open(tmp_path)
+
+
+def test_metrics_are_cut_to_the_checkpoint(tmp_path):
+    run = RunDirectory.create(tmp_path, {"config": {}})
+    for step in (1, 2, 3):
+        run.log({"kind": "step", "step": step})
+    with run.metrics_path.open("a") as stream:
+        stream.write('{"kind": "st')
+    run.cut_metrics(2)
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+    assert run.metrics_path.read_text().endswith("}\n")
+
+
+def test_finish_marks_the_run(tmp_path):
+    run = RunDirectory.create(tmp_path, {"config": {}})
+    assert not run.is_finished
+    run.finish({"accuracy": 0.5})
+    assert run.is_finished
+    assert json.loads((tmp_path / "finished.json").read_text()) == {"accuracy": 0.5}

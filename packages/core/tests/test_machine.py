@@ -1,0 +1,82 @@
+"""What the machine offers is resolved once, and what a resume loses is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from robust_core.errors import UserError
+from robust_core.training import machine as machine_module
+from robust_core.training.machine import bf16_units, processor_name, resolve_machine, resolve_precision, resumed_machine
+from robust_core.training.memory import peak_memory_mib
+
+
+@pytest.mark.parametrize(
+    ("flags", "units"),
+    [({"amx_bf16", "avx2"}, True), ({"avx512_bf16"}, True), ({"avx512f"}, False), (set(), False)],
+)
+def test_precision_follows_the_processor(monkeypatch, flags, units):
+    monkeypatch.setattr(machine_module, "_cpu_flags", lambda: frozenset(flags))
+    assert bf16_units("cpu") is units
+    name, why = resolve_precision("auto", "cpu")
+    assert name == ("bfloat16" if units else "float32")
+    assert "bfloat16" in why
+
+
+def test_precision_by_name():
+    assert resolve_precision("bf16", "cpu")[0] == "bfloat16"
+    assert resolve_precision("float32", "cpu")[0] == "float32"
+    with pytest.raises(UserError, match="use auto, float32 or bf16"):
+        resolve_precision("half", "cpu")
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "gpu0"])
+def test_unknown_devices_are_refused(device):
+    with pytest.raises(UserError, match=device):
+        resolve_machine(device=device)
+
+
+def test_cuda_without_cuda_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="use --device cpu"):
+        resolve_machine(device="cuda")
+    assert resolve_machine(device="auto")[0].device == "cpu"
+
+
+def test_compilation_is_for_long_bfloat16_runs(monkeypatch):
+    monkeypatch.setattr(machine_module, "_can_compile", lambda device: (True, ""))
+    assert resolve_machine(device="cpu", precision="bf16", total_steps=500)[0].compile
+    assert not resolve_machine(device="cpu", precision="bf16", total_steps=499)[0].compile
+    assert not resolve_machine(device="cpu", precision="float32", total_steps=5000)[0].compile
+    assert resolve_machine(device="cpu", precision="float32", compile=True)[0].compile
+
+
+def test_without_a_compiler_the_run_says_so_and_goes_on(monkeypatch):
+    monkeypatch.setattr(machine_module, "_can_compile", lambda device: (False, "no C++ compiler was found"))
+    resolved, notes = resolve_machine(device="cpu", compile=True)
+    assert not resolved.compile
+    assert any("no C++ compiler" in note for note in notes)
+
+
+def test_resuming_on_the_same_machine_says_nothing():
+    stored = resolve_machine(device="cpu", threads=1)[0].to_dict()
+    again, notes = resumed_machine(stored)
+    assert again.to_dict() == stored
+    assert notes == []
+
+
+def test_resuming_on_another_machine_is_one_warning(monkeypatch):
+    stored = resolve_machine(device="cpu", threads=3)[0].to_dict()
+    stored.update(processor="another", device="cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    again, notes = resumed_machine(stored)
+    assert again.threads == 3
+    assert again.device == "cpu"
+    assert len(notes) == 1
+    assert "equality to the bit" in notes[0]
+    assert "another" in notes[0]
+
+
+def test_processor_and_memory_have_values():
+    assert processor_name()
+    memory = peak_memory_mib("cpu")
+    assert memory is None or memory > 10

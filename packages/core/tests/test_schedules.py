@@ -1,0 +1,25 @@
+"""Rates as functions of the step."""
+
+from __future__ import annotations
+
+import pytest
+from robust_core.training import Rate, step_rate
+
+
+def test_milestones():
+    rates = [step_rate(epoch, lr=0.01, first=60, second=90) for epoch in (1, 59, 60, 89, 90, 120)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+
+
+def test_step_rate_counts_from_the_offset():
+    rate = Rate("step", 1.0, first=3, second=5, epoch_offset=1)
+    assert [rate.at(step, 8, 2) for step in range(8)] == [1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+
+
+def test_linear_rate_falls_to_zero():
+    rate = Rate("linear", 1.0)
+    assert [rate.at(step, 4, 2) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_constant_rate():
+    assert Rate("constant", 0.3).at(99, 100, 7) == 0.3

@@ -34,7 +34,7 @@ from robust_core.training import (
 )
 from robust_core.training.machine import describe_software, resumed_machine
 
-__all__ = ["Plan", "Session", "execute", "resume"]
+__all__ = ["Beginning", "Plan", "Session", "execute", "resume"]
 
 Config = TypeVar("Config", bound=RunConfig)
 Say = Callable[[str], None]
@@ -54,6 +54,27 @@ class Plan(Protocol[Config]):
     def conclude(self, session: Session[Config]) -> dict[str, Any]:
         """Evaluate the trained network and return what ``finished.json`` holds."""
         ...
+
+
+class Beginning(Generic[Config]):
+    """A plan cut after its first ``count`` phases: trains what several runs share, and evaluates nothing."""
+
+    def __init__(self, plan: Plan[Config], count: int) -> None:
+        self.plan = plan
+        self.count = count
+
+    def phases(self, config: Config, epoch_steps: int) -> list[Phase]:
+        """Return the first phases."""
+        return self.plan.phases(config, epoch_steps)[: self.count]
+
+    def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
+        """Return the plan's own."""
+        return self.plan.export(config, folder)
+
+    def conclude(self, session: Session[Config]) -> dict[str, Any]:
+        """Return nothing: the runs that go on from here are evaluated at their own ends."""
+        del session
+        return {}
 
 
 @dataclass

@@ -1,0 +1,209 @@
+"""Every published flag is accepted with its published meaning and default, or warns as advised."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+from part.config import PartConfig, resolve
+from part.phases import build_phases
+from robust_core.cli import add_flags, normalise_flags
+from robust_core.errors import UserError
+
+
+def settings(*words, method="part"):
+    parser = argparse.ArgumentParser()
+    add_flags(parser, PartConfig)
+    return resolve(vars(parser.parse_args(normalise_flags(words))), method=method)
+
+
+def main_phase(*words, method="part", steps=10):
+    return build_phases(settings(*words, method=method)[0], steps)[-1]
+
+
+def test_published_defaults():
+    config, notes = settings()
+    published = {
+        "batch_size": 128, "epochs": 80, "weight_decay": 2e-4, "lr": 0.01, "momentum": 0.9, "no_cuda": False,
+        "epsilon": 8 / 255, "low_epsilon": 7 / 255, "num_steps": 10, "step_size": 2 / 255, "beta": 6.0,
+        "adjust_first": 60, "adjust_second": 90, "rand_init": True, "pre_trained": False, "seed": 1,
+        "log_interval": 100, "save_freq": 10, "save_weights": 1, "data": "cifar10", "model": "resnet18",
+        "warm_up": 20, "cam": "gradcam", "attack": "pgd", "test_epsilon": 8 / 255, "validation": 0,
+        "selection": "last", "aa_images": -1,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in published} == published
+    assert notes == []
+
+
+DIRECTORIES = {
+    ("part", "CIFAR10", "resnet"): "./checkpoint/CIFAR10/ResNet_18/PART",
+    ("part-t", "SVHN", "wideresnet"): "./checkpoint/SVHN/WideResnet-34/PART_T",
+    ("part-m", "TinyImagenet", "resnet"): "./checkpoint/TinyImagenet/ResNet_18/PART_M",
+}
+
+
+@pytest.mark.parametrize("case", DIRECTORIES)
+def test_model_dir_defaults_to_the_published_place(case):
+    method, data, model = case
+    config, _ = settings("--data", data, "--model", model, method=method)
+    assert config.run_dir == DIRECTORIES[case]
+    assert settings("--model-dir", "elsewhere", method=method)[0].run_dir == "elsewhere"
+    assert settings("--run-dir", "elsewhere", method=method)[0].run_dir == "elsewhere"
+
+
+SIMPLE = [
+    ("--batch-size 64", "batch_size", 64),
+    ("--epochs 30", "epochs", 30),
+    ("--weight-decay 1e-3", "weight_decay", 1e-3),
+    ("--wd 1e-3", "weight_decay", 1e-3),
+    ("--lr 0.1", "lr", 0.1),
+    ("--momentum 0.8", "momentum", 0.8),
+    ("--no-cuda", "no_cuda", True),
+    ("--epsilon 4/255 --low-epsilon 3/255", "epsilon", 4 / 255),
+    ("--low-epsilon 5/255", "low_epsilon", 5 / 255),
+    ("--num-steps 7", "num_steps", 7),
+    ("--num-class 10", "num_class", 10),
+    ("--step-size 1/255", "step_size", 1 / 255),
+    ("--adjust-first 20", "adjust_first", 20),
+    ("--adjust-second 25", "adjust_second", 25),
+    ("--seed 7", "seed", 7),
+    ("--log-interval 3", "log_interval", 3),
+    ("--save-freq 5", "save_freq", 5),
+    ("--save-weights 2", "save_weights", 2),
+    ("--warm-up 3", "warm_up", 3),
+    ("--cam layercam", "cam", "layercam"),
+    ("--model wideresnet", "model", "wrn-34-10"),
+    ("--data SVHN", "data", "svhn"),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "value"), SIMPLE)
+@pytest.mark.parametrize("method", ["part", "part-t", "part-m"])
+def test_a_flag_sets_its_setting(words, name, value, method):
+    assert getattr(settings(*words.split(), method=method)[0], name) == value
+    flags = [w.replace("-", "_").replace("__", "--") if w.startswith("--") else w for w in words.split()]
+    assert getattr(settings(*flags, method=method)[0], name) == value
+
+
+def test_attack_flags_reach_the_attack():
+    attack = main_phase("--epsilon", "4/255", "--low-epsilon", "3/255", "--num-steps", "7", "--step-size", "1/255").method.attack
+    assert (attack.eps, attack.steps, attack.step_size) == (4 / 255, 7, 1 / 255)
+
+
+@pytest.mark.parametrize(("method", "objective", "start"), [("part-t", "kl", "normal"), ("part-m", "ce", "normal")])
+def test_beta_reaches_the_loss(method, objective, start):
+    phase = main_phase("--beta", "2", method=method)
+    assert phase.method.outer.beta == 2.0
+    assert (phase.method.attack.objective, phase.method.attack.start) == (objective, start)
+
+
+def test_milestones_count_over_the_whole_run_or_restart():
+    words = ("--epochs", "6", "--warm-up", "2", "--adjust-first", "4", "--adjust-second", "9")
+    total, restarted = main_phase(*words), main_phase(*words, "--lr-counter", "restarted")
+    assert [total.rate.at(step * 10, 40, 10) for step in range(4)] == pytest.approx([0.01, 0.001, 0.001, 0.001])
+    assert [restarted.rate.at(step * 10, 40, 10) for step in range(4)] == pytest.approx([0.01, 0.01, 0.01, 0.001])
+
+
+def test_warm_up_is_part_of_the_epochs():
+    warm, main = build_phases(settings("--epochs", "6", "--warm-up", "2")[0], 10)
+    assert (warm.name, warm.steps, main.name, main.steps) == ("warm-up", 20, "main", 40)
+    (only,) = build_phases(settings("--warm-up", "0")[0], 10)
+    assert only.name == "main"
+
+
+def test_mma_trains_warm_up_and_masked_phase_of_part():
+    phases = build_phases(settings("--attack", "mma")[0], 10)
+    assert [phase.method.attack.kind for phase in phases] == ["mma", "mma"]
+    assert [phase.method.attack.targets for phase in phases] == [3, 3]
+
+
+def test_rand_init_is_about_the_masked_mma_attack():
+    phases = build_phases(settings("--attack", "mma", "--rand_init", "False")[0], 10)
+    assert [phase.method.attack.start for phase in phases] == ["uniform", "none"]
+
+
+IDLE = [
+    (("--beta", "2"), "part", "beta"),
+    (("--forwards", "two"), "part-m", "forwards"),
+    (("--attack", "mma"), "part-t", "attack"),
+    (("--attack", "mma"), "part-m", "attack"),
+    (("--start", "unclipped"), "part-t", "start"),
+    (("--rand-init", "False"), "part", "rand-init"),
+    (("--pre-trained", "True"), "part", "pre-trained"),
+    (("--low-epsilon", "6/255"), "at", "low-epsilon"),
+    (("--mask-control", "random"), "trades", "mask-control"),
+]
+
+
+@pytest.mark.parametrize(("words", "method", "flag"), IDLE)
+def test_a_flag_without_effect_warns_once(words, method, flag):
+    _, notes = settings(*words, method=method)
+    assert len([note for note in notes if note.startswith(f"warning: --{flag} has no effect")]) == 1
+
+
+def test_svhn_brings_its_published_settings_and_explicit_values_win():
+    config, notes = settings("--data", "SVHN", "--lr", "0.05")
+    assert (config.batch_size, config.weight_decay, config.step_size, config.lr) == (128, 3.5e-3, 1 / 255, 0.05)
+    assert any("SVHN" in note and "0.0035" in note for note in notes)
+    assert not any("lr " in note for note in notes)
+
+
+def test_svhn_is_not_augmented():
+    assert main_phase("--data", "SVHN").method.augment is False
+    assert main_phase().method.augment is True
+
+
+def test_pre_trained_budgets_are_read_by_batch_number(tmp_path, monkeypatch):
+    budgets = [np.full((4, 3, 32, 32), value, dtype=np.float32) for value in (0.01, 0.02)]
+    np.savez(tmp_path / "weighted_eps_list.npz", *budgets)
+    monkeypatch.chdir(tmp_path)
+    method = main_phase("--pre-trained", "--mask-refresh", "batch").method
+    assert float(method.budgets.read(1, 4, (0, 2)).max()) == pytest.approx(0.02)
+    assert method.budgets.read(1, 4, (1, 4)).shape == (3, 3, 32, 32)
+    with pytest.raises(UserError, match="batch 2"):
+        method.budgets.read(2, 4, (0, 4))
+
+
+@pytest.mark.parametrize("content", [None, b"no archive"])
+def test_missing_or_odd_budgets_are_one_sentence(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("weighted_eps_list.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"weighted_eps_list\.npz"):
+        main_phase("--pre-trained", "--mask-refresh", "batch")
+
+
+def test_official_switches_all_axes_and_explicit_flags_win():
+    config, _ = settings("--official", "--mask-rule", "cam")
+    assert (config.mask_rule, config.mask_refresh, config.lr_counter) == ("cam", "batch", "restarted")
+    assert (config.forwards, config.start) == ("two", "unclipped")
+
+
+@pytest.mark.parametrize(("flag", "one", "two"), [("--start", True, False)])
+def test_random_start_is_clipped_or_not(flag, one, two):
+    assert main_phase(flag, "clipped").method.attack.clip_start is one
+    assert main_phase(flag, "unclipped").method.attack.clip_start is two
+    warm, _ = build_phases(settings(flag, "unclipped")[0], 10)
+    assert warm.method.attack.clip_start is True
+
+
+def test_forwards_of_trades():
+    assert main_phase(method="part-t").method.outer.forwards == 1
+    assert main_phase("--forwards", "two", method="part-t").method.outer.forwards == 2
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "reduced"])
+def test_scales_set_defaults_and_explicit_flags_win(scale):
+    config, _ = settings("--scale", scale, "--num-steps", "3")
+    assert config.num_steps == 3
+    assert config.aa_images == 0
+    assert config.validation > 0
+    assert config.model in ("resnet8-s2", "resnet18-w16")
+
+
+def test_smoke_is_a_tenth_of_the_demo():
+    smoke, demo = (settings("--scale", scale)[0] for scale in ("smoke", "demo"))
+    for name in ("natural_steps", "warm_up_steps", "main_steps"):
+        assert getattr(smoke, name) * 10 == getattr(demo, name)

@@ -95,11 +95,11 @@ def test_evaluation_changes_no_later_weight(tmp_path):
     watched.fit()
     assert same(weights_of(quiet), weights_of(watched))
     kinds = [line["kind"] for line in watched.run.metrics()]
-    assert kinds.count("epoch") == 3  # 7 steps of 3 per epoch
+    assert kinds.count("epoch") == 4  # 7 steps of 3 per epoch, a phase that ends after 2
 
 
 def test_selection_keeps_the_best_weights(tmp_path):
-    scores = iter([0.2, 0.9, 0.4])
+    scores = iter([0.1, 0.2, 0.9, 0.4])
     settings = LoopSettings(batch_size=16, log_interval=1, selection="best")
     run = training(
         tmp_path,

@@ -5,19 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from runs import write_folders
-
-ROOT = Path(__file__).parents[3]
-PACKAGE = Path(__file__).parents[1]
-SMALL = [
-    *("--data", "CIFAR10", "--model", "resnet18-w4", "--batch-size", "20", "--epochs", "2", "--warm-up", "1"),
-    *("--num-steps", "2", "--log-interval", "1", "--save-freq", "1", "--aa-images", "0", "--threads", "1"),
-    *("--test-images", "10", "--precision", "float32"),
-]
-
+from scripts import PACKAGE, ROOT
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):

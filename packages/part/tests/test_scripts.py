@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PACKAGE, SMALL
+from scripts import PACKAGE, SMALL
 from robust_core.models import build_model, load_weights
 
 SCRIPTS = {

@@ -293,7 +293,7 @@ def _carry_out(
         result = plan.conclude(session)
         run.finish(result)
         say(f"report: {write_report(run.path)}")
-    processes.barrier()
+    # no barrier: the other processes have nothing left to do, and a long evaluation would time it out
     processes.stop()
     return run
 

@@ -213,7 +213,9 @@ class Training:
         """Log, evaluate, export and save after ``step`` steps are done."""
         index, phase_step = self.phase_of(step - 1)
         phase = self.phases[index]
-        epoch_ends = step % self.epoch_steps == 0 or step == self.total_steps
+        phase_ends = phase_step + 1 == phase.steps
+        # a phase's end counts as an epoch's, so that a run that shares a beginning has the same lines
+        epoch_ends = step % self.epoch_steps == 0 or phase_ends
         if step % self.settings.log_interval == 0 or epoch_ends:
             self._log_step(step, epoch, phase, figures, progress)
             clock.log(self, step)
@@ -223,7 +225,7 @@ class Training:
             self.hooks.export(phase, (phase_step + 1) // self.epoch_steps, self.evaluated_model)
         every = self.settings.checkpoint_every
         due = epoch_ends if every == 0 else step % every == 0
-        if due or phase_step + 1 == phase.steps:
+        if due or phase_ends:
             self.save(step)
 
     def _log_step(

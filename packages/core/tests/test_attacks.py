@@ -11,6 +11,8 @@ from robust_core import attacks
 from robust_core.errors import UserError
 from robust_core.models import FrozenView
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def budgeted(attack, model, images, labels, *, eps, **settings):
     return attack(model, images, labels, budget=lambda cam: eps, **settings).images

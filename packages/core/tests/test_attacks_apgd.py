@@ -9,7 +9,10 @@ from small_nets import CLASSES, ConvNet, prototypes, trained_net
 from robust_core.attacks import apgd, pgd
 from robust_core.attacks.apgd import checkpoints
 
-COUNT = 500
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Below the size at which elementwise operations are spread over threads.
+COUNT = 160
 
 
 @functools.cache
@@ -42,7 +45,7 @@ def test_it_is_never_weaker_than_pgd_100(eps):
     net, images, labels = problem()
     strong = robust_count(pgd(net, images, labels, eps=eps, step_size=eps / 4, steps=100, early_stop=True))
     # One run on the cross-entropy varies by 1% with its start, the reference implementation's just as much.
-    assert ours("ce", eps) <= strong + COUNT // 100
+    assert ours("ce", eps) <= strong + 3
     assert ours("dlr-targeted", eps) <= strong
     assert robust_count(apgd(net, images, labels, eps=eps, restarts=4)) <= strong
     assert 0 < strong < COUNT

@@ -13,6 +13,7 @@ from robust_core.attacks import autoattack as adapter_function
 from robust_core.errors import UserError
 
 adapter = sys.modules[adapter_function.__module__]
+pytestmark = pytest.mark.usefixtures("one_thread")
 needs_package = pytest.mark.skipif(not autoattack_available(), reason="needs pyautoattack (the extra 'eval')")
 
 

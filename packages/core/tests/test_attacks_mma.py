@@ -7,6 +7,8 @@ from small_nets import ConvNet, linear_net, prototypes, trained_net
 from robust_core.attacks import margin_pgd, mma, objectives
 from robust_core.attacks.mma import mma_details, wrong_classes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def some_images(count=8):
     images, labels = prototypes(count, 5)

@@ -12,6 +12,8 @@ from robust_core.attacks import ascend, draw_start, fgsm, margin_pgd, objectives
 from robust_core.attacks.checks import check_images
 from robust_core.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def two_classes(shape, count, seed=0):
     """A linear model of two classes, images, labels, and the direction that each image's label fears."""

@@ -110,6 +110,12 @@ class PartConfig(RunConfig):
     test_epsilon: float = option(
         8 / 255, "budget of the final tests (published: fixed)", kind="fraction", group="evaluation"
     )
+    final_tests: str = option(
+        "all",
+        "final attacks: all (PGD-20, MMA and, as --aa-images says, AutoAttack) or pgd-20 alone",
+        choices=("all", "pgd-20"),
+        group="evaluation",
+    )
     aa_images: int = option(-1, "test images for AutoAttack (-1: all, 0: none)", group="evaluation")
     scale: str = option(
         "paper", "defaults for a machine", choices=("smoke", "demo", "reduced", "paper"), group="evaluation"
@@ -175,18 +181,19 @@ DEMO = {
     "data": "shapes",
     "model": "resnet8-s2",
     "validation": 500,
-    "curve_images": 250,
+    "curve_images": 100,
     "nesterov": True,
     "weight_decay": 5e-4,
     "lr": 0.1,
-    "num_steps": 5,
-    "step_size": 2.5 / 255,
-    "natural_steps": 200,
-    "warm_up_steps": 300,
-    "main_steps": 300,
+    "num_steps": 4,
+    "step_size": 3 / 255,
+    "natural_steps": 150,
+    "warm_up_steps": 200,
+    "main_steps": 150,
     "eps_ramp": True,
     "schedule": "linear",
-    "test_images": 1000,
+    "test_images": 500,
+    "final_tests": "pgd-20",
     "log_interval": 20,
     "aa_images": 0,
 }
@@ -210,11 +217,11 @@ SCALES: dict[str, dict[str, Any]] = {
     "demo": DEMO,
     "smoke": {
         **DEMO,
-        "natural_steps": 20,
-        "warm_up_steps": 30,
-        "main_steps": 30,
-        "test_images": 200,
-        "curve_images": 50,
+        "natural_steps": 15,
+        "warm_up_steps": 20,
+        "main_steps": 15,
+        "test_images": 100,
+        "curve_images": 20,
         "log_interval": 10,
     },
 }

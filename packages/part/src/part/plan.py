@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class PartPlan:
             step_size=config.step_size,
             autoattack_images=None if config.aa_images < 0 else config.aa_images,
         )
+        if config.final_tests != "all":
+            attacks = replace(attacks, members=attacks.members[:1])
         evaluation = session.evaluate(attacks)
         for line in published_lines(evaluation):
             session.say(line)

@@ -11,8 +11,7 @@ from robust_core.attacks.apgd import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Below the size at which elementwise operations are spread over threads.
-COUNT = 160
+COUNT = 200
 
 
 @functools.cache

@@ -64,7 +64,8 @@ def test_sizes_and_exports(path):
     assert ast.get_docstring(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno <= 70, node.name
+            told = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            assert node.end_lineno - node.lineno - told <= 60, node.name
 
 
 def test_nothing_foreign_is_unpickled_and_no_shell_is_used():

@@ -13,7 +13,7 @@ from benchmarks.reproduce import part
 from benchmarks.reproduce.engine import Reproduction
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tables import write_tables
-from robust_core.cli import add_flags, guarded, normalise_flags
+from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.errors import UserError, unknown_name
 
 PAPERS: Mapping[str, Paper] = {"part": part.PAPER}
@@ -21,7 +21,7 @@ SCALES = ("smoke", "demo", "reduced", "paper")
 
 
 def _parser(paper: Paper) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.reproduce",
         description="Train, attack and tabulate the rows of a paper. Further flags set what all rows share.",
     )

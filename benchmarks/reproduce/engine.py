@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
 from robust_core.config import RunConfig
 from robust_core.data import load_dataset, steps_per_epoch
-from robust_core.session import Plan, Session, execute, resume
-from robust_core.training import Phase, RunDirectory
+from robust_core.session import Beginning, Plan, execute, resume
+from robust_core.training import RunDirectory
 
 __all__ = ["Reproduction"]
 

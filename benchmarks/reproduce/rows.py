@@ -32,8 +32,9 @@ class Paper:
     """A paper's tables as one list of rows, and how its settings become runs.
 
     ``resolve`` turns settings into a configuration and notes; ``protocol`` names the final evaluation;
-    ``columns`` are (member, heading) of the robust accuracies shown; ``reference`` is the row that the others are compared with, seed by seed and image by
-    image; ``reading`` is, per scale, the sentence that says what the table can and cannot show.
+    ``columns`` are (member, heading) of the robust accuracies shown; ``reference`` is the row that the others
+    are compared with, seed by seed and image by image; ``reading`` is, per scale, the sentence that says what
+    the table can and cannot show.
     """
 
     name: str

@@ -22,7 +22,9 @@ FLOORS = [
     {"config", "gallery", "session", "cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-SOURCES = sorted([*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "noxfile.py"])
+SOURCES = sorted(
+    [*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "noxfile.py"]
+)
 
 
 def imports_of(path):

@@ -6,13 +6,14 @@ import argparse
 from dataclasses import dataclass
 
 import pytest
-from robust_core.cli import add_flags, fraction, guarded, main, normalise_flags, truth
+
+from robust_core.cli import Parser, add_flags, fraction, guarded, main, normalise_flags, truth
 from robust_core.config import RunConfig, config_from_dict, option
 from robust_core.errors import UserError, unknown_name
 
 
 def parse(words, kind=RunConfig):
-    parser = argparse.ArgumentParser()
+    parser = Parser(prog="test")
     add_flags(parser, kind)
     return vars(parser.parse_args(normalise_flags(words)))
 
@@ -27,7 +28,9 @@ def test_dashes_and_underscores(words):
     assert parse(words) == {"data_dir": "a_b"}
 
 
-@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0), ("2.5/255", 2.5 / 255)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0), ("2.5/255", 2.5 / 255)]
+)
 def test_fractions(text, value):
     assert fraction(text) == value
     assert parse(["--epsilon", text]) == {"epsilon": value}
@@ -59,8 +62,10 @@ def test_unknown_flags_and_words_exit_with_2(words, capsys):
     with pytest.raises(SystemExit) as left:
         parse(words)
     assert left.value.code == 2
-    if "bset" in words:
-        assert "did you mean 'best'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("error: test: ")
+    assert told.count("\n") == 1
+    assert "bset" not in words or "did you mean 'best'" in told
 
 
 def test_prefixes_are_accepted():

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from robust_core.errors import UserError
 from robust_core.training import machine as machine_module
-from robust_core.training.machine import bf16_units, processor_name, resolve_machine, resolve_precision, resumed_machine
+from robust_core.training.machine import (
+    bf16_units,
+    processor_name,
+    resolve_machine,
+    resolve_precision,
+    resumed_machine,
+)
 from robust_core.training.memory import peak_memory_mib
 
 

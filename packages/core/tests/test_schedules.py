@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from robust_core.training import Rate, step_rate
 
 

@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from runs import constant, same, write_folders
+
 from robust_core.cli import main
 from robust_core.config import RunConfig
 from robust_core.errors import UserError
@@ -13,7 +15,6 @@ from robust_core.evaluation import protocol
 from robust_core.session import Beginning, execute, resume
 from robust_core.training import Phase
 from robust_core.training.methods import Adversarial, AtLoss, InnerAttack, Natural
-from runs import constant, same, write_folders
 
 
 class Plan:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from robust_core.models.strided import StridedConv2d, phase_kernel, suits_phases
 from torch import nn
+
+from robust_core.models.strided import StridedConv2d, phase_kernel, suits_phases
 
 
 def pair(inputs, outputs, kernel, bias, seed):
@@ -50,7 +51,9 @@ def test_value_and_gradient(inputs, outputs, kernel, height, width, bias, channe
 
 def test_gradcheck():
     _, ours = pair(2, 3, 3, True, 0)
-    images = torch.randn(1, 2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = torch.randn(
+        1, 2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     assert torch.autograd.gradcheck(ours, (images,))
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from runs import Killed, StopAt, constant, image_set, same, small_model, training, weights_of
+
 from robust_core.errors import UserError
 from robust_core.evaluation import evaluate, protocol
 from robust_core.training import Hooks, LoopSettings, Phase
 from robust_core.training.method import StepContext, StepResult, micro_batches
 from robust_core.training.methods import Adversarial, AtLoss, InnerAttack, MartLoss, Natural, TradesLoss
-from runs import Killed, StopAt, constant, image_set, same, small_model, training, weights_of
 
 ATTACK = {"eps": 8 / 255, "step_size": 4 / 255, "steps": 2}
 METHODS = {
     "natural": lambda: Natural(),
     "at": lambda: Adversarial("AT", InnerAttack(**ATTACK), AtLoss()),
     "at-mma": lambda: Adversarial("AT", InnerAttack(**ATTACK, kind="mma", targets=2), AtLoss()),
-    "trades": lambda: Adversarial("TRADES", InnerAttack(**ATTACK, objective="kl", start="normal"), TradesLoss()),
+    "trades": lambda: Adversarial(
+        "TRADES", InnerAttack(**ATTACK, objective="kl", start="normal"), TradesLoss()
+    ),
     "trades-l2": lambda: Adversarial(
         "TRADES", InnerAttack(0.5, 0.1, 2, objective="kl", start="normal", norm="l2"), TradesLoss(forwards=2)
     ),
@@ -146,7 +149,9 @@ def test_accumulation_slices_the_draws_of_the_global_batch(tmp_path):
 
 def test_accumulated_gradient_is_the_mean_over_the_batch(tmp_path):
     def frozen_norms(path, accumulate):
-        settings = LoopSettings(batch_size=16, log_interval=1, accumulate=accumulate, momentum=0.0, weight_decay=0.0)
+        settings = LoopSettings(
+            batch_size=16, log_interval=1, accumulate=accumulate, momentum=0.0, weight_decay=0.0
+        )
         run = training(path, lambda: [Phase("main", Natural(), 1, constant())], settings=settings)
         for module in run.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):

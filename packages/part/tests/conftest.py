@@ -10,6 +10,7 @@ import pytest
 from runs import write_folders
 from scripts import PACKAGE, ROOT
 
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """CIFAR-10 as class folders: 60 training and 60 test images."""
@@ -31,7 +32,13 @@ def script(environment, tmp_path):
     def start(name, *words, cwd=None):
         command = [sys.executable, str(PACKAGE / name), *map(str, words)]
         return subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=cwd or tmp_path, timeout=300, check=False
+            command,
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=cwd or tmp_path,
+            timeout=300,
+            check=False,
         )
 
     return start

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from part.config import PartConfig, resolve
 from part.phases import build_phases
 from robust_core.cli import add_flags, normalise_flags
@@ -88,11 +89,15 @@ def test_a_flag_sets_its_setting(words, name, value, method):
 
 
 def test_attack_flags_reach_the_attack():
-    attack = main_phase("--epsilon", "4/255", "--low-epsilon", "3/255", "--num-steps", "7", "--step-size", "1/255").method.attack
+    attack = main_phase(
+        "--epsilon", "4/255", "--low-epsilon", "3/255", "--num-steps", "7", "--step-size", "1/255"
+    ).method.attack
     assert (attack.eps, attack.steps, attack.step_size) == (4 / 255, 7, 1 / 255)
 
 
-@pytest.mark.parametrize(("method", "objective", "start"), [("part-t", "kl", "normal"), ("part-m", "ce", "normal")])
+@pytest.mark.parametrize(
+    ("method", "objective", "start"), [("part-t", "kl", "normal"), ("part-m", "ce", "normal")]
+)
 def test_beta_reaches_the_loss(method, objective, start):
     phase = main_phase("--beta", "2", method=method)
     assert phase.method.outer.beta == 2.0
@@ -102,8 +107,12 @@ def test_beta_reaches_the_loss(method, objective, start):
 def test_milestones_count_over_the_whole_run_or_restart():
     words = ("--epochs", "6", "--warm-up", "2", "--adjust-first", "4", "--adjust-second", "9")
     total, restarted = main_phase(*words), main_phase(*words, "--lr-counter", "restarted")
-    assert [total.rate.at(step * 10, 40, 10) for step in range(4)] == pytest.approx([0.01, 0.001, 0.001, 0.001])
-    assert [restarted.rate.at(step * 10, 40, 10) for step in range(4)] == pytest.approx([0.01, 0.01, 0.01, 0.001])
+    assert [total.rate.at(step * 10, 40, 10) for step in range(4)] == pytest.approx(
+        [0.01, 0.001, 0.001, 0.001]
+    )
+    assert [restarted.rate.at(step * 10, 40, 10) for step in range(4)] == pytest.approx(
+        [0.01, 0.01, 0.01, 0.001]
+    )
 
 
 def test_warm_up_is_part_of_the_epochs():
@@ -145,7 +154,12 @@ def test_a_flag_without_effect_warns_once(words, method, flag):
 
 def test_svhn_brings_its_published_settings_and_explicit_values_win():
     config, notes = settings("--data", "SVHN", "--lr", "0.05")
-    assert (config.batch_size, config.weight_decay, config.step_size, config.lr) == (128, 3.5e-3, 1 / 255, 0.05)
+    assert (config.batch_size, config.weight_decay, config.step_size, config.lr) == (
+        128,
+        3.5e-3,
+        1 / 255,
+        0.05,
+    )
     assert any("SVHN" in note and "0.0035" in note for note in notes)
     assert not any("lr " in note for note in notes)
 

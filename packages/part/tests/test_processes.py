@@ -25,7 +25,9 @@ def launch(environment):
             launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
             launcher += ["--master-port", str(free_port())]
         command = [*launcher, str(PACKAGE / "train_eval_part_t.py"), *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
 
     return start
 
@@ -35,7 +37,18 @@ def lines(run, kind="step"):
     return [line for line in map(json.loads, text) if line["kind"] == kind]
 
 
-WORDS = [*SMALL, "--sync-bn", "--epochs", "8", "--warm-up", "2", "--checkpoint-every", "1", "--batch-size", "22"]
+WORDS = [
+    *SMALL,
+    "--sync-bn",
+    "--epochs",
+    "8",
+    "--warm-up",
+    "2",
+    "--checkpoint-every",
+    "1",
+    "--batch-size",
+    "22",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +66,9 @@ def test_first_loss_and_masks_are_those_of_one_process(runs):
     assert len(one) == len(two) == 24
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-6)
     assert two[0]["natural_loss"] == pytest.approx(one[0]["natural_loss"], abs=1e-6)
-    assert [line["step"] for line in lines(runs[2], "refresh")] == [line["step"] for line in lines(runs[1], "refresh")]
+    assert [line["step"] for line in lines(runs[2], "refresh")] == [
+        line["step"] for line in lines(runs[1], "refresh")
+    ]
 
 
 def test_losses_stay_close(runs):

@@ -6,18 +6,19 @@ Every long flag is accepted with dashes or underscores; budgets may be fractions
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from robust_core.config import RunConfig
 from robust_core.errors import UserError, unknown_name
 from robust_core.reporting import write_report
 
-__all__ = ["add_flags", "fraction", "guarded", "main", "normalise_flags", "truth"]
+__all__ = ["Parser", "add_flags", "fraction", "guarded", "main", "normalise_flags", "truth"]
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -72,16 +73,31 @@ def _word(kind: str, choices: tuple[str, ...]) -> Callable[[str], str]:
 def normalise_flags(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with ``_`` in long flags written as ``-`` (values are left alone).
 
-    >>> normalise_flags(["--rand_init", "False", "--data_dir=a_b"])
-    ['--rand-init', 'False', '--data-dir=a_b']
+    A negative number is tied to its flag, so that it is refused for its value and not taken for a flag.
+
+    >>> normalise_flags(["--rand_init", "False", "--data_dir=a_b", "--epsilon", "-8/255"])
+    ['--rand-init', 'False', '--data-dir=a_b', '--epsilon=-8/255']
     """
-    result = []
+    result: list[str] = []
     for argument in arguments:
         if argument.startswith("--"):
             flag, sign, value = argument.partition("=")
-            argument = flag.replace("_", "-") + sign + value
-        result.append(argument)
+            result.append(flag.replace("_", "-") + sign + value)
+        elif (
+            re.match(r"-[\d.]", argument) and result and result[-1].startswith("--") and "=" not in result[-1]
+        ):
+            result[-1] += f"={argument}"
+        else:
+            result.append(argument)
     return result
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2 and the sentence."""
+        self.exit(EXIT_USER_ERROR, f"error: {self.prog}: {message}; --help lists all flags\n")
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[RunConfig]) -> None:
@@ -150,7 +166,7 @@ def guarded(run: Callable[[], object]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``robust-core`` command: ``robust-core report RUN`` writes a run's figures and page again."""
-    parser = argparse.ArgumentParser(prog="robust-core", description="Tools of the shared core.")
+    parser = Parser(prog="robust-core", description="Tools of the shared core.")
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="write figures and report.html of a run directory")
     report.add_argument("run", type=Path, help="run directory")

@@ -22,6 +22,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     Unknown dataset 'cifra10'; did you mean 'cifar10'? Known: cifar10, svhn.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
+    lowered = {known_name.lower(): known_name for known_name in names}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    hint = f"; did you mean '{lowered[near[0]]}'?" if near else "."
     return UserError(f"Unknown {kind} '{name}'{hint} Known: {', '.join(names)}.")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
 from robust_core.data import ImageSet, dataset_info
 from robust_core.models import Network, build_model
 from robust_core.training import Hooks, LoopSettings, Machine, Phase, Processes, Rate, RunDirectory, Training
@@ -28,7 +29,9 @@ def image_set(count: int = 48, seed: int = 0, size: int = 32) -> ImageSet:
     base = torch.rand(10, 3, 1, 1, generator=torch.Generator().manual_seed(99)) * 200
     noise = torch.rand(count, 3, size, size, generator=generator) * 55
     images = (base[labels] + noise).to(torch.uint8)
-    return ImageSet(dataset_info("cifar10"), "train", images, labels, torch.arange(count), digest=f"made-{seed}")
+    return ImageSet(
+        dataset_info("cifar10"), "train", images, labels, torch.arange(count), digest=f"made-{seed}"
+    )
 
 
 def write_folders(root: Path, per_class: int = 6, size: int = 32) -> Path:

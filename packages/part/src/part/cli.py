@@ -9,7 +9,7 @@ from typing import Any
 
 from part.config import PartConfig, canonical, resolve
 from part.plan import PartPlan, autoattack_missing
-from robust_core.cli import add_flags, guarded, normalise_flags
+from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.config import config_from_dict
 from robust_core.errors import UserError
 from robust_core.session import execute, resume
@@ -25,7 +25,7 @@ holds config.json, metrics.jsonl, checkpoints, evaluation and report/report.html
 
 
 def _parser(name: str, methods: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=name,
         description=f"Train and evaluate {methods[0].upper()} (pixel-reweighted adversarial training, ICML 2024) "
         f"or a baseline of it: --method {', '.join(methods)}.",

@@ -6,7 +6,6 @@ CIFAR-10, 80 epochs): bottom right 76.77 natural / 46.75 PGD-20, upper left 78.0
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from robust_core.cli import add_flags, guarded, normalise_flags
+from torch import Tensor, nn
+
+from part.config import PartConfig, resolve_as
+from part.phases import build_phases, inner_attack, outer_loss
+from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.config import option
 from robust_core.data import Batch
 from robust_core.evaluation import load_evaluation, protocol, wilson
@@ -23,10 +26,6 @@ from robust_core.session import Beginning, Plan, Session, execute, resume
 from robust_core.training import Phase, RunDirectory, StepContext, StepResult
 from robust_core.training.files import write_whole
 from robust_core.training.methods import Adversarial
-from torch import Tensor, nn
-
-from part.config import PartConfig, resolve_as
-from part.phases import build_phases, inner_attack, outer_loss
 
 __all__ = ["PLACEMENTS", "Regional", "RegionalConfig", "main", "quadrant_budget"]
 
@@ -41,7 +40,9 @@ class RegionalConfig(PartConfig):
     method: str = option("at", "what is trained", choices=("at",), group="method")
     epsilon: float = option(12 / 255, "budget of three quadrants", kind="fraction", group="attack")
     low_epsilon: float = option(6 / 255, "budget of one quadrant", kind="fraction", group="method")
-    placement: str = option("bottom-right", "quadrant of the small budget", choices=PLACEMENTS, group="method")
+    placement: str = option(
+        "bottom-right", "quadrant of the small budget", choices=PLACEMENTS, group="method"
+    )
 
 
 def quadrant_budget(size: tuple[int, int], placement: str, *, eps: float, low_eps: float) -> Tensor:
@@ -134,7 +135,9 @@ def run_both(config: RegionalConfig, folder: Path) -> Table:
     return table
 
 
-def _carry_out(config: RegionalConfig, plan: Plan[RegionalConfig], path: Path, donor: Path | None) -> RunDirectory:
+def _carry_out(
+    config: RegionalConfig, plan: Plan[RegionalConfig], path: Path, donor: Path | None
+) -> RunDirectory:
     config = replace(config, run_dir=str(path))
     if (path / "config.json").exists() and RunDirectory.open(path).record["config"] == config.to_dict():
         return resume(config, plan, path)
@@ -143,7 +146,7 @@ def _carry_out(config: RegionalConfig, plan: Plan[RegionalConfig], path: Path, d
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``regional_epsilon.py``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="regional_epsilon.py", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(prog="regional_epsilon.py", description=(__doc__ or "").partition("\n")[0])
     add_flags(parser, RegionalConfig)
     given = vars(parser.parse_args(normalise_flags(sys.argv[1:] if arguments is None else arguments)))
 

@@ -62,7 +62,7 @@ def test_no_whole_checkpoint_is_one_sentence(tmp_path):
     store.save(state(1), 1).write_bytes(b"nonsense")
     with (
         pytest.warns(UserWarning, match="falling back"),
-        pytest.raises(UserError, match="No checkpoint in .* is whole"),
+        pytest.raises(UserError, match=r"No checkpoint in .* is whole"),
     ):
         store.latest()
 

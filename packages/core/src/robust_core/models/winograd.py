@@ -207,8 +207,8 @@ def with_winograd(network: nn.Module) -> list[Callable[[], None]]:
         return []
     replaced: dict[nn.Module, WinogradConv2d] = {}
     for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if child not in replaced and suits_winograd(child):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child not in replaced and suits_winograd(child):
                 replaced[child] = WinogradConv2d(cast(nn.Conv2d, child))
             if child in replaced:
                 setattr(parent, name, replaced[child])

@@ -26,7 +26,7 @@ def published_attack(
         adversarial.requires_grad_(True)
         network.zero_grad()
         loss = nn.functional.cross_entropy(network(adversarial), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         assert adversarial.grad is not None
         moved = adversarial.detach() + STEP_SIZE * adversarial.grad.sign()
         change = torch.max(torch.min(moved - images, budget), -budget)

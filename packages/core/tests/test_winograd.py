@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from robust_core.models import FrozenView, Network, build_model
 from robust_core.models import winograd as module
 from robust_core.models.winograd import WinogradConv2d, suits_winograd, with_winograd
-from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

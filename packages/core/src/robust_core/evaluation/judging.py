@@ -26,7 +26,7 @@ class CountingNetwork:
         logits = self.network(images)
         self.forward_passes += len(images)
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+            logits.register_hook(self._count_backward)
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:

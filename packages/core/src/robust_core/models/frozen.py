@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from robust_core.errors import UserError
 from robust_core.models.folding import folded_copy
 from robust_core.models.network import Network, PooledHead
+from robust_core.models.strided import with_phases
 from robust_core.models.winograd import with_winograd
 
 __all__ = ["FrozenView", "frozen"]
@@ -40,6 +41,7 @@ class FrozenView(nn.Module):
         self.network, refreshers = folded_copy(live, dtype, self.out_dtype)
         if not compile:
             refreshers += with_winograd(self.network)
+            with_phases(self.network)
         # In a tuple, so that nothing of the live model is registered here.
         self._refreshers = tuple(refreshers)
         self._run: Callable[[Tensor], Tensor] = self._logits

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["StridedConv2d", "phase_kernel", "suits_phases"]
+__all__ = ["StridedConv2d", "phase_kernel", "suits_phases", "with_phases"]
 
 
 def suits_phases(conv: nn.Conv2d) -> bool:
@@ -80,12 +80,28 @@ class _Strided(torch.autograd.Function):
         return _interleaved(phases), None, None, None
 
 
+def with_phases(network: nn.Module) -> None:
+    """Let the convolutions of ``network`` that suit take their gradients by phases; weights and names stay.
+
+    On a CPU and without gradients of weights only: there the library's own is slow.
+    """
+    for module in network.modules():
+        if type(module) is nn.Conv2d and suits_phases(module):
+            if module.weight.device.type == "cpu" and not module.weight.requires_grad:
+                module.__class__ = StridedConv2d
+
+
 class StridedConv2d(nn.Conv2d):
     """A :func:`suits_phases` convolution that takes even maps by phases and all others as usual."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolved map ``(N, O, H / 2, W / 2)``."""
-        if input.shape[2] % 2 or input.shape[3] % 2 or self.weight.requires_grad:
+        if (
+            input.shape[2] % 2
+            or input.shape[3] % 2
+            or self.weight.requires_grad
+            or torch.compiler.is_compiling()
+        ):
             return super().forward(input)
         result: Tensor = _Strided.apply(input, self.weight, self.bias, self.padding[0])
         return result

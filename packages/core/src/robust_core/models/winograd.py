@@ -123,15 +123,17 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(maps: Tensor, kernels: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
         count, _, height, width = maps.shape
-        places = maps.permute(0, 2, 3, 1).contiguous()
-        result = maps.new_empty(count, height, width, kernels.shape[2 if transposed else 1])
+        shape = (count, kernels.shape[2 if transposed else 1], height, width)
+        # Not a view: what follows may work in place.
+        result = torch.empty(shape, dtype=maps.dtype, memory_format=torch.channels_last)
+        source, sink = maps.permute(0, 2, 3, 1).contiguous(), result.permute(0, 2, 3, 1)
         some = max(1, _MOST_TILES * _TILE**2 // (height * width))
-        for part, target in zip(places.split(some), result.split(some), strict=True):
+        for part, target in zip(source.split(some), sink.split(some), strict=True):
             if transposed:
                 _transposed(part, kernels, target)
             else:
                 _convolve(part, kernels, bias, target)
-        return result.permute(0, 3, 1, 2)
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004

@@ -86,9 +86,10 @@ def with_phases(network: nn.Module) -> None:
     On a CPU and without gradients of weights only: there the library's own is slow.
     """
     for module in network.modules():
-        if type(module) is nn.Conv2d and suits_phases(module):
-            if module.weight.device.type == "cpu" and not module.weight.requires_grad:
-                module.__class__ = StridedConv2d
+        if type(module) is not nn.Conv2d or not suits_phases(module):
+            continue
+        if module.weight.device.type == "cpu" and not module.weight.requires_grad:
+            module.__class__ = StridedConv2d
 
 
 class StridedConv2d(nn.Conv2d):

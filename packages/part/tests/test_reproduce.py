@@ -1,0 +1,109 @@
+"""The reproduction engine: shared beginnings once, finished rows not again, a table of what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from benchmarks.reproduce.__main__ import main
+from benchmarks.reproduce.results import packed, unpacked
+
+SMALL = [
+    *("--model", "resnet18-w4", "--batch-size", "20", "--natural-steps", "1", "--warm-up-steps", "2"),
+    *(
+        "--main-steps",
+        "2",
+        "--num-steps",
+        "1",
+        "--validation",
+        "10",
+        "--curve-images",
+        "5",
+        "--test-images",
+        "20",
+    ),
+    *("--data", "CIFAR10", "--threads", "1", "--precision", "float32"),
+]
+
+
+@pytest.fixture(scope="module")
+def table(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reproduce")
+    words = ["part", "--scale", "smoke", "--rows", "natural,at,part,part-t", "--out", str(out)]
+    words += [*SMALL, "--data-dir", str(folders)]
+    assert main(words) == 0
+    return out, words
+
+
+def test_shared_beginnings_are_trained_once(table):
+    out, _ = table
+    shared = sorted((out / "part/smoke/shared").iterdir())
+    # the natural steps of all four rows, the warm-up of AT and PART; natural and TRADES go their own ways
+    assert len(shared) == 2
+    assert all((path / "finished.json").exists() for path in shared)
+
+
+def test_the_table_is_there_in_every_form(table):
+    out, _ = table
+    folder = out / "part/smoke"
+    text = (folder / "table.md").read_text()
+    for title in ("natural training", "AT", "PART", "PART-T"):
+        assert f"| {title} |" in text
+    assert "No published figures are known" in text
+    assert "paired by seed and image" in text
+    assert json.loads((folder / "table.json").read_text())["tables"][0]["columns"][:3] == [
+        "method",
+        "natural",
+        "PGD-20",
+    ]
+    assert (folder / "comparison.png").stat().st_size > 5000
+    assert "http://" not in (folder / "index.html").read_text()
+
+
+def test_finished_rows_are_not_run_again_unless_forced(table, capsys):
+    _, words = table
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("not run again") == 4
+    assert main([*words, "--rows", "at", "--force"]) == 0
+    assert "not run again" not in capsys.readouterr().out
+
+
+def test_results_hold_a_record_per_image(table):
+    out, _ = table
+    results = json.loads((out / "part/smoke/results.json").read_text())
+    entry = next(entry for entry in results["entries"] if entry["row"] == "part")
+    bits = unpacked(entry["record"]["natural"], entry["images"])
+    assert bits.mean() == pytest.approx(entry["summary"]["natural_accuracy"])
+    assert entry["machine"]["threads"] == 1
+    assert re.fullmatch(r"unknown|[0-9a-f]{40}\+?", entry["commit"])
+
+
+def test_bits_survive_packing():
+    bits = np.random.default_rng(0).random(37) > 0.5
+    assert (unpacked(packed(bits), 37) == bits).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["prat"], "did you mean 'part'"),
+        (["part", "--rows", "att", "--scale", "smoke"], "did you mean 'at'"),
+        (["part", "--seeds", "one", "--scale", "smoke"], "--seeds one"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, told, capsys, tmp_path):
+    assert main([*words, "--out", str(tmp_path)] if words != ["prat"] else words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_results_file_of_another_kind_is_refused(tmp_path, capsys):
+    (tmp_path / "results.json").write_text('{"entries": [{"row": 1}]}')
+    assert (
+        main(
+            ["part", "--scale", "smoke", "--out", str(tmp_path), "--results", str(tmp_path / "results.json")]
+        )
+        == 2
+    )
+    assert "holds no results of this version" in capsys.readouterr().err

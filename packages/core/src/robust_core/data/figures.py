@@ -64,9 +64,9 @@ def _crescent(x: _Array, y: _Array) -> _Array:
 
 
 def _heart(x: _Array, y: _Array) -> _Array:
-    lobe = _radius(np.abs(x) - 0.43, y + 0.30) - 0.47
-    tip = np.maximum((np.abs(x) + y - 0.86) * math.sqrt(0.5), -y - 0.30)
-    core = np.maximum(tip, (np.abs(x) - y - 0.62) * math.sqrt(0.5))
+    lobe = _radius(np.abs(x) - 0.5, y + 0.3) - 0.45
+    tip = np.maximum((np.abs(x) + y - 0.836) * math.sqrt(0.5), -y - 0.3)
+    core = np.maximum(tip, (np.abs(x) - y - 0.8) * math.sqrt(0.5))
     return np.minimum(lobe, core)
 
 

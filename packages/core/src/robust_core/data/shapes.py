@@ -26,8 +26,10 @@ __all__ = ["SHAPES_VERSION", "draw_figures", "load_shapes"]
 
 SHAPES_VERSION = 1
 SIZE = 32
+RADIUS = (8.0, 12.5)
 CONTRAST = (0.4, 1.0)
-NOISE = (0.01, 0.05)
+OTHER_CHANNELS = 0.1  # of the contrast; more of it makes the figures too robust to show a trade-off
+NOISE = (0.005, 0.02)
 _CHUNK = 100  # images drawn at once, so that the float64 temporaries stay in the cache
 _Array = NDArray[np.float64]
 
@@ -138,7 +140,8 @@ def _colours(draw: _Draw, warm: NDArray[np.bool_] | None) -> tuple[_Array, _Arra
     up = np.where(either, draw.uniform(0, 1) < 0.5, base < 0.5)
     base = np.where(up, np.minimum(base, 1 - contrast), np.maximum(base, contrast))
     background[rows, lead] = base
-    figure = background + np.clip(figure - background, -contrast[:, None], contrast[:, None])
+    limit = OTHER_CHANNELS * contrast[:, None]
+    figure = background + np.clip(figure - background, -limit, limit)
     figure[rows, lead] = base + np.where(up, contrast, -contrast)
     return background, figure
 
@@ -150,7 +153,7 @@ def draw_figures(figures: Tensor, seed: int, purpose: str, warm: Tensor | None =
     """
     n = len(figures)
     draw = _Draw(n, seed, purpose)
-    radius = draw.uniform(7.5, 12.5)
+    radius = draw.uniform(*RADIUS)
     room = (SIZE / 2 - 0.85 * radius)[:, None]
     centre = SIZE / 2 - 0.5 + room * draw.uniform(-1, 1, 2)
     angle = draw.uniform(0, 2 * math.pi)

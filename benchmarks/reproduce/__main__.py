@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce import part
 from benchmarks.reproduce.engine import Reproduction
+from benchmarks.reproduce.papers import PAPERS
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tables import write_tables
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.errors import UserError, unknown_name
 
-PAPERS: Mapping[str, Paper] = {"part": part.PAPER}
 SCALES = ("smoke", "demo", "reduced", "paper")
 
 
@@ -29,6 +29,12 @@ def _parser(paper: Paper) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="", help="seeds, with commas (default: the scale's)")
     parser.add_argument(
         "--rows", default="", help=f"rows, with commas: {', '.join(row.name for row in paper.rows)}"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        help="runs at once, one CPU thread each (default: one per CPU core at scales smoke and demo, else 1)",
     )
     parser.add_argument("--force", action="store_true", help="run finished rows again")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of runs and tables")
@@ -48,6 +54,14 @@ def _chosen(paper: Paper, scale: str, names: str) -> list[Row]:
     return [known[name] for name in names.split(",")]
 
 
+def _jobs(wanted: int, scale: str, given: Mapping[str, Any]) -> int:
+    """Return how many runs go on at once: small networks gain more from that than from threads."""
+    if wanted < 0:
+        raise UserError(f"--jobs {wanted} is not possible; expected 1 or more, or 0 for one per core.")
+    alone = scale not in ("smoke", "demo") or str(given.get("device", "cpu")).startswith("cuda")
+    return wanted or (1 if alone else min(os.cpu_count() or 1, 8))
+
+
 def _seeds(paper: Paper, scale: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text else paper.seeds[scale]
@@ -57,13 +71,18 @@ def _seeds(paper: Paper, scale: str, text: str) -> tuple[int, ...]:
 
 def reproduce(paper: Paper, given: dict[str, Any]) -> None:
     """Run one paper's rows at the given scale and print its table."""
-    options = {name: given.pop(name) for name in ("seeds", "rows", "force", "out", "results")}
+    options = {name: given.pop(name) for name in ("seeds", "rows", "jobs", "force", "out", "results")}
     scale = given.pop("scale", "demo")
     if scale not in SCALES:
         raise unknown_name("scale", scale, SCALES)
     begun = time.perf_counter()
+    jobs = _jobs(options["jobs"], scale, given)
+    if jobs > 1:
+        given = {"threads": 1, **given}
     folder = options["out"] / paper.name / scale
-    work = Reproduction(paper, scale, folder, given, force=options["force"], results_path=options["results"])
+    work = Reproduction(
+        paper, scale, folder, given, force=options["force"], results_path=options["results"], jobs=jobs
+    )
     rows = _chosen(paper, scale, options["rows"])
     results = work.run(rows, _seeds(paper, scale, options["seeds"]))
     table = write_tables(paper, results, paper.at(scale), folder)
@@ -82,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = words[0] if words and not words[0].startswith("-") else ""
     if name not in (*PAPERS, "all", ""):
         return guarded(lambda: _refuse(name))
-    chosen = list(PAPERS.values()) if name == "all" else [PAPERS.get(name, part.PAPER)]
+    chosen = list(PAPERS.values()) if name == "all" else [PAPERS.get(name, PAPERS["part"])]
     for paper in chosen:
         given = vars(_parser(paper).parse_args(words))
         del given["paper"]

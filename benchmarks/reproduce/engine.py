@@ -11,9 +11,9 @@ from typing import Any
 
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
+from benchmarks.reproduce.tasks import Task, carry_out_all
 from robust_core.config import RunConfig
 from robust_core.data import load_dataset, steps_per_epoch
-from robust_core.session import Beginning, Plan, execute, resume
 from robust_core.training import RunDirectory
 
 __all__ = ["Reproduction"]
@@ -29,7 +29,7 @@ SHARED = (
 
 @dataclass
 class Reproduction:
-    """One paper at one scale: where its runs and results lie, and how far it is."""
+    """One paper at one scale: where its runs and results lie, and how far it is. ``jobs`` runs go on at once."""
 
     paper: Paper
     scale: str
@@ -37,6 +37,7 @@ class Reproduction:
     given: Mapping[str, Any]
     force: bool = False
     results_path: Path | None = None
+    jobs: int = 1
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -48,17 +49,39 @@ class Reproduction:
     def run(self, rows: list[Row], seeds: tuple[int, ...]) -> ResultFile:
         """Run every row with every seed, but what is finished with the same settings; returns all results."""
         for seed in seeds:
-            configs = {row.name: self.configure(row, seed) for row in rows}
-            beginnings = self._shared_beginnings(configs)
+            pending = {}
             for row in rows:
-                config = configs[row.name]
+                config = self.configure(row, seed)
                 if not self.force and self.results.has(row.name, seed, settings_of(config)):
                     self.say(f"{row.title}, seed {seed}: finished before, not run again (--force does)")
-                    continue
-                self.say(f"== {row.title}, seed {seed} ==")
-                run = self._run_row(row, config, beginnings[row.name])
-                self.results.add(Entry.of_run(row.name, seed, settings_of(config), run, self.paper.protocol))
+                else:
+                    pending[row.name] = config
+            self._run_seed({row.name: row for row in rows}, pending, seed)
         return self.results
+
+    def _run_seed(self, rows: Mapping[str, Row], configs: Mapping[str, Any], seed: int) -> None:
+        """Train what the rows share once, then the rows; each result is saved at once."""
+        beginnings = self._shared_beginnings(configs)
+        tasks: dict[Path, Task] = {}
+        names: dict[Path, str] = {}
+        # rows that share less have more to do: first
+        for name in sorted(configs, key=lambda row: len(beginnings[row])):
+            donor: Path | None = None
+            for phases, key in beginnings[name]:
+                path = self.folder / "shared" / key
+                title = f"shared beginning {key[:6]}"
+                tasks.setdefault(path, Task(self.paper.name, title, configs[name], path, phases, donor))
+                donor = path
+            path = Path(configs[name].run_dir)
+            names[path] = name
+            tasks[path] = Task(self.paper.name, rows[name].title, configs[name], path, 0, donor, self.force)
+        for done in carry_out_all(list(tasks.values()), self.jobs):
+            if not done.phases:
+                run = RunDirectory.open(done.path)
+                entry = Entry.of_run(
+                    names[done.path], seed, settings_of(done.config), run, self.paper.protocol
+                )
+                self.results.add(entry)
 
     def configure(self, row: Row, seed: int) -> Any:
         """Return a row's configuration: the scale's defaults, the row's settings, the user's flags."""
@@ -97,40 +120,6 @@ class Reproduction:
             name: [(count + 1, key) for count, key in enumerate(own[:-1]) if every.count(key) > 1]
             for name, own in keys.items()
         }
-
-    def _run_row(self, row: Row, config: Any, beginnings: list[tuple[int, str]]) -> RunDirectory:
-        donor: Path | None = None
-        for count, key in beginnings:
-            path = self.folder / "shared" / key
-            self._carry_out(
-                config, Beginning(self.paper.plan, count), path, donor, title=f"shared beginning {key[:6]}"
-            )
-            donor = path
-        return self._carry_out(config, self.paper.plan, Path(config.run_dir), donor, title=row.title)
-
-    def _carry_out(
-        self, config: Any, plan: Plan[Any], path: Path, donor: Path | None, *, title: str
-    ) -> RunDirectory:
-        """Begin a run, continue it, or take it as it is if it is finished with the same settings."""
-        if (path / "config.json").exists():
-            present = RunDirectory.open(path)
-            same = present.record["config"] == json.loads(json.dumps(config.to_dict())) or donor_is_shared(
-                path
-            )
-            if same and not (self.force and not donor_is_shared(path)):
-                return resume(config, plan, path, say=self._quietly(title))
-        return execute(config, plan, path, overwrite=True, fork_from=donor, say=self._quietly(title))
-
-    def _quietly(self, title: str) -> Callable[[str], None]:
-        def say(text: str) -> None:
-            self.say(f"[{title}] {text}")
-
-        return say
-
-
-def donor_is_shared(path: Path) -> bool:
-    """Return whether a run directory is a shared beginning: its name is its key."""
-    return path.parent.name == "shared"
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ SMALL = [
         "--test-images",
         "20",
     ),
-    *("--data", "CIFAR10", "--threads", "1", "--precision", "float32"),
+    *("--data", "CIFAR10", "--threads", "1", "--precision", "float32", "--jobs", "1"),
 ]
 
 
@@ -68,6 +68,15 @@ def test_finished_rows_are_not_run_again_unless_forced(table, capsys):
     assert capsys.readouterr().out.count("not run again") == 4
     assert main([*words, "--rows", "at", "--force"]) == 0
     assert "not run again" not in capsys.readouterr().out
+
+
+def test_rows_run_side_by_side_to_the_same_results(table, folders, tmp_path):
+    out, words = table
+    beside = [*words, "--out", str(tmp_path), "--jobs", "2", "--rows", "at,part"]
+    assert main(beside) == 0
+    found = [json.loads((path / "part/smoke/results.json").read_text()) for path in (out, tmp_path)]
+    records = [{e["row"]: e["record"] for e in results["entries"]} for results in found]
+    assert records[1] == {row: records[0][row] for row in ("at", "part")}
 
 
 def test_results_hold_a_record_per_image(table):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robust_core.errors import UserError
 from robust_core.models import FrozenView, Network, PooledHead, build_model, frozen
 from robust_core.models.folding import ChannelAffine
+from robust_core.models.frozen import of_one_size
 
 CASES = [
     ("resnet18-w8", 32),
@@ -364,3 +365,22 @@ def test_views_live_where_the_model_lives(dtype: torch.dtype) -> None:
     assert {value.device.type for value in view.state_dict().values()} == {"cuda"}
     assert relative(view(images), model(images)) < (0.05 if dtype == torch.bfloat16 else 1e-3)
     view.refresh()
+
+
+def test_a_compiled_view_sees_one_batch_size() -> None:
+    sizes = []
+
+    def run(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(images))
+        return images.sum(dim=(1, 2, 3)), images * 2
+
+    call = of_one_size(run)
+    for count in (4, 3, 4, 1, 5):
+        images = torch.rand(count, 3, 2, 2, requires_grad=True)
+        total, doubled = call(images)
+        assert torch.equal(doubled, images * 2)
+        (gradient,) = torch.autograd.grad(total.sum(), images)
+        assert torch.equal(gradient, torch.ones_like(images))
+    assert sizes == [4, 4, 4, 4, 5]
+    plain = of_one_size(lambda images: images.flatten(1))
+    assert [plain(torch.rand(n, 3, 2, 2)).shape for n in (3, 2)] == [(3, 12), (2, 12)]

@@ -47,8 +47,8 @@ class FrozenView(nn.Module):
         self._run: Callable[[Tensor], Tensor] = self._logits
         self._run_both: Callable[[Tensor], tuple[Tensor, Tensor]] = self._logits_and_features
         if compile:
-            self._run = torch.compile(self._logits)
-            self._run_both = torch.compile(self._logits_and_features)
+            self._run = of_one_size(torch.compile(self._logits))
+            self._run_both = of_one_size(torch.compile(self._logits_and_features))
         self.refresh()
         super().train(False)
 
@@ -106,6 +106,22 @@ class FrozenView(nn.Module):
             f"{type(self.network).__name__} has no feature map to show; give it forward_features(images) and "
             f"forward_head(features), or use a network of robust_core.models."
         )
+
+
+def of_one_size(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Return ``run`` for batches filled up to the largest seen: a network is compiled anew for each size."""
+    largest = 0
+
+    def call(images: Tensor) -> Any:
+        nonlocal largest
+        count = images.shape[0]
+        largest = max(largest, count)
+        if count == largest:
+            return run(images)
+        result = run(torch.cat([images, images.new_zeros((largest - count, *images.shape[1:]))]))
+        return result[:count] if isinstance(result, Tensor) else tuple(part[:count] for part in result)
+
+    return call
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

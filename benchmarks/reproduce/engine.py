@@ -75,7 +75,9 @@ class Reproduction:
             path = Path(configs[name].run_dir)
             names[path] = name
             tasks[path] = Task(self.paper.name, rows[name].title, configs[name], path, 0, donor, self.force)
-        for done in carry_out_all(list(tasks.values()), self.jobs):
+        # what others wait for first of all
+        ordered = sorted(tasks.values(), key=lambda task: task.phases == 0)
+        for done in carry_out_all(ordered, self.jobs):
             if not done.phases:
                 run = RunDirectory.open(done.path)
                 entry = Entry.of_run(

@@ -322,21 +322,17 @@ def _hooks(
     export = plan.export(config, run.path)
     if validation is None or config.curve_images == 0:
         return Hooks(export=export, scalar=scalar)
-    images = validation if config.selection == "best" else _first(validation, config.curve_images)
+    limit = None if config.selection == "best" else config.curve_images
 
     def figures(model: nn.Module) -> dict[str, float]:
         attacks = protocol("pgd-20", eps=config.epsilon, step_size=config.step_size)
-        summary = evaluate(model, images, attacks, seed=config.seed, device=machine.device)
+        summary = evaluate(model, validation, attacks, seed=config.seed, limit=limit, device=machine.device)
         return {
             "natural_accuracy": float(summary.natural.mean()),
             "pgd20_accuracy": float(summary.last["pgd-20"].mean()),
         }
 
     return Hooks(evaluate=figures, export=export, scalar=scalar)
-
-
-def _first(images: ImageSet, count: int) -> ImageSet:
-    return images.subset(torch.arange(min(count, len(images))))
 
 
 def _tensorboard(path: Path) -> Callable[[str, float, int], None]:

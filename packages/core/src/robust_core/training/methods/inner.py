@@ -9,11 +9,10 @@ from torch import Tensor
 from robust_core.attacks.engine import ascend
 from robust_core.attacks.mma import ascend_targets, wrong_classes
 from robust_core.attacks.objectives import Objective, cross_entropy, kl_to
+from robust_core.attacks.starts import NORMAL_START_SCALE
 from robust_core.training.method import StepContext
 
 __all__ = ["InnerAttack"]
-
-NORMAL_START = 0.001
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class InnerAttack:
         if self.start == "none":
             return images
         if self.start == "normal":
-            return images + NORMAL_START * context.normal("start", images)
+            return images + NORMAL_START_SCALE * context.normal("start", images)
         noise = 2.0 * context.uniform("start", images) - 1.0
         points = images + self.radius(context) * noise
         return points.clamp(0.0, 1.0) if self.clip_start else points

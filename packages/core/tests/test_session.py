@@ -76,6 +76,9 @@ def test_a_run_leaves_everything_that_a_report_needs(config, tmp_path, capsys):
     assert record["machine"]["precision"] == "float32"
     assert "seconds" not in (run.path / "metrics.jsonl").read_text()
     assert any("not the official release" in line for line in said)
+    assert any(line.startswith("step 1/") for line in said)  # a caller that prefixes lines prefixes these
+    assert any(line.startswith("epoch 1 ends") for line in said)
+    assert capsys.readouterr().out == ""
     epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
     assert all(0.0 <= line["pgd20_accuracy"] <= line["natural_accuracy"] for line in epochs)
     assert main(["report", str(run.path)]) == 0

@@ -88,3 +88,15 @@ def test_two_processes_resume(launch, runs):
     done = launch(2, "--resume", run)
     assert done.returncode == 0, done.stderr
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_last_batch_of_one_image_is_worked_on_by_both(launch, folders, tmp_path):
+    words = [*SMALL, "--sync-bn", "--epochs", "1", "--warm-up", "1", "--num-steps", "1"]
+    words += ["--batch-size", "59", "--accumulate", "2", "--data-dir", folders]
+    found = {}
+    for processes in (1, 2):
+        done = launch(processes, *words, "--run-dir", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+        found[processes] = [line["loss"] for line in lines(tmp_path / str(processes))]
+    assert len(found[2]) == 2
+    assert found[2] == pytest.approx(found[1], rel=0.05)

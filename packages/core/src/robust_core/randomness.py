@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["derived_seed", "generator_for", "slice_of_rank"]
+__all__ = ["derived_seed", "generator_for", "rows_of_rank", "slice_of_rank"]
 
 
 def derived_seed(seed: int, purpose: str, *position: int) -> int:
@@ -41,3 +41,14 @@ def slice_of_rank(global_draw: Tensor, rank: int, world_size: int) -> Tensor:
     """
     total = global_draw.shape[0]
     return global_draw[total * rank // world_size : total * (rank + 1) // world_size]
+
+
+def rows_of_rank(total: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Return the rows (first, one after the last) of a global batch of ``total`` images that one process works on.
+
+    Those of :func:`slice_of_rank`; a batch of fewer images than processes is worked on whole by each of them,
+    because a process without images would have no gradients and no batch statistics to share.
+    """
+    if total < world_size:
+        return 0, total
+    return total * rank // world_size, total * (rank + 1) // world_size

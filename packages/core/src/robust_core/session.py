@@ -32,7 +32,7 @@ from robust_core.training import (
     resolve_machine,
     start_processes,
 )
-from robust_core.training.machine import describe_software, resumed_machine
+from robust_core.training.machine import describe_software, resolve_device, resumed_machine
 
 __all__ = ["Beginning", "Plan", "Session", "execute", "resume"]
 
@@ -136,8 +136,10 @@ def execute(
     config.validate()
     if (path / "config.json").exists() and not overwrite:
         RunDirectory.create(path, {})  # refuses, before data is loaded
-    data = _load_data(config, say)
-    device = "cpu" if config.no_cuda else config.device
+    device = resolve_device("cpu" if config.no_cuda else config.device)
+    processes = start_processes(device)
+    say = say if processes.is_main else _silent
+    data = processes.main_first(lambda: _load_data(config, say))
     epoch_steps = steps_per_epoch(len(data[0]), config.batch_size)
     phases = plan.phases(config, epoch_steps)
     machine, notes = resolve_machine(
@@ -148,7 +150,6 @@ def execute(
         compile={"auto": None, "on": True, "off": False}[config.compile],
         total_steps=sum(phase.steps for phase in phases),
     )
-    processes = start_processes(machine.device)
     record = {
         "config": config.to_dict(),
         "machine": machine.to_dict(),
@@ -179,10 +180,10 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
         return run
     machine, notes = resumed_machine(run.record["machine"])
     processes = start_processes(machine.device)
-    quiet: Say = say if processes.is_main else _silent
+    say = say if processes.is_main else _silent
     for note in notes:
-        quiet(note)
-    data = _load_data(config, quiet)
+        say(note)
+    data = processes.main_first(lambda: _load_data(config, say))
     for split, now in _data_record(data).items():
         before = run.record["data"].get(split)
         if before != now:
@@ -190,7 +191,7 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
                 f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
             )
     phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
-    return _carry_out(config, plan, run, machine, processes, data, phases, quiet)
+    return _carry_out(config, plan, run, machine, processes, data, phases, say)
 
 
 def _silent(_: str) -> None:
@@ -272,6 +273,7 @@ def _carry_out(
         run=run,
         processes=processes,
         hooks=_hooks(config, plan, run, validation_set, machine),
+        say=say,
     )
     training.fit()
     if processes.is_main:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust_core.data.types import Batch, ImageSet
 from robust_core.errors import UserError
-from robust_core.randomness import generator_for, slice_of_rank
+from robust_core.randomness import generator_for, rows_of_rank
 
 __all__ = ["batches", "crop_and_flip", "epoch_order", "steps_per_epoch"]
 
@@ -79,8 +79,8 @@ def batches(
     """Yield this process's part of each global batch of an epoch, on the images' device.
 
     The first batch is that of step ``start``. ``batch_size`` is the global one; the parts of all ranks,
-    one after the other, are the batch that one process would get, to the bit. ``augment`` crops and
-    flips as ``dataset.info`` says.
+    one after the other, are the batch that one process would get, to the bit (a last batch of fewer images
+    than processes goes whole to each). ``augment`` crops and flips as ``dataset.info`` says.
     """
     if batch_size < world_size:
         raise UserError(
@@ -110,15 +110,16 @@ def _batch(
     info = dataset.info
     padding = info.crop_padding if augment else 0
     device = dataset.images.device
+    mine = slice(*rows_of_rank(len(chosen), rank, world_size))
     generator = generator_for(seed, "augment", epoch, step)
     offsets = flips = None
     if padding:
         offsets = torch.randint(0, 2 * padding + 1, (len(chosen), 2), generator=generator)
-        offsets = slice_of_rank(offsets, rank, world_size).to(device, non_blocking=True)
+        offsets = offsets[mine].to(device, non_blocking=True)
     if augment and info.flip:
         flips = torch.rand(len(chosen), generator=generator) < 0.5
-        flips = slice_of_rank(flips, rank, world_size).to(device, non_blocking=True)
-    positions = slice_of_rank(chosen, rank, world_size).to(device, non_blocking=True)
+        flips = flips[mine].to(device, non_blocking=True)
+    positions = chosen[mine].to(device, non_blocking=True)
     images = crop_and_flip(dataset.images.index_select(0, positions), offsets, flips, padding)
     return Batch(
         images=images.float().div_(255.0),

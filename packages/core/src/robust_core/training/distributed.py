@@ -7,13 +7,16 @@ gradient of the mean over the *global* batch even where the local batches differ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 __all__ = ["Processes", "gather_rows", "start_processes", "sum_gradients", "synchronise_buffers"]
+
+Result = TypeVar("Result")
 
 
 class Processes:
@@ -32,6 +35,15 @@ class Processes:
         """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
+
+    def main_first(self, action: Callable[[], Result]) -> Result:
+        """Do ``action`` in the first process, then in the others, which find what it downloaded."""
+        if not self.is_main:
+            self.barrier()
+        result = action()
+        if self.is_main:
+            self.barrier()
+        return result
 
     def stop(self) -> None:
         """Leave the process group, if there is one."""

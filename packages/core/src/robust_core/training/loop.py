@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robust_core.data import Batch, ImageSet, batches, steps_per_epoch
 from robust_core.errors import UserError
 from robust_core.models import FrozenView
+from robust_core.randomness import rows_of_rank
 from robust_core.training.averaging import WeightAverage
 from robust_core.training.distributed import Processes, sum_gradients, synchronise_buffers
 from robust_core.training.files import write_whole
@@ -80,6 +81,7 @@ class Training:
     run: RunDirectory
     processes: Processes = field(default_factory=Processes)
     hooks: Hooks = field(default_factory=Hooks)
+    say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
         if self.settings.sync_bn and self.processes.world_size > 1:
@@ -114,7 +116,8 @@ class Training:
             UserError: if the loss is not finite; names the step and the last good checkpoint.
         """
         step = self.restore()
-        progress = Progress(self.total_steps, step, self.run.path.name, quiet=not self.processes.is_main)
+        quiet = not self.processes.is_main
+        progress = Progress(self.total_steps, step, self.run.path.name, say=self.say, quiet=quiet)
         clock = _Clock(step)
         try:
             while step < self.total_steps:
@@ -168,8 +171,8 @@ class Training:
         """Take one step on a batch; returns the global means of what is to be logged."""
         index, phase_step = self.phase_of(step)
         phase = self.phases[index]
-        size, rank, world = batch.global_size, self.processes.rank, self.processes.world_size
-        context = self._context(step, epoch, (size * rank // world, size * (rank + 1) // world), size)
+        size, world = batch.global_size, self.processes.world_size
+        context = self._context(step, epoch, rows_of_rank(size, self.processes.rank, world), size)
         self.view.refresh()
         if phase_step == 0 or step % self.epoch_steps == 0:
             refreshed = phase.method.begin_epoch(self.data, context)
@@ -180,7 +183,7 @@ class Training:
         sums: dict[str, Tensor] = {}
         for piece, piece_context in micro_batches(batch, context, self.settings.accumulate):
             result = phase.method.loss(self.model, piece, piece_context)
-            share = len(piece) / size
+            share = len(piece) / (size if size >= world else size * world)
             torch.autograd.backward(result.loss * share)
             _add(sums, result, share)
         sum_gradients(self.model.parameters(), self.processes)

@@ -23,6 +23,7 @@ __all__ = [
     "bf16_units",
     "describe_software",
     "processor_name",
+    "resolve_device",
     "resolve_machine",
     "resolve_precision",
     "resumed_machine",
@@ -110,7 +111,12 @@ def describe_software() -> dict[str, str]:
     }
 
 
-def _resolve_device(wanted: str) -> str:
+def resolve_device(wanted: str) -> str:
+    """Return ``cpu`` or ``cuda:K`` for a device's name; ``cuda`` and ``auto`` take the GPU of this process.
+
+    Raises:
+        UserError: for a device that does not exist.
+    """
     if wanted == "auto":
         if not torch.cuda.is_available():
             return "cpu"
@@ -163,7 +169,7 @@ def resolve_machine(
     Raises:
         UserError: for a device or a precision that does not exist.
     """
-    resolved = _resolve_device(device)
+    resolved = resolve_device(device)
     notes: list[str] = []
     name, why = resolve_precision(precision, resolved)
     notes.append(why)
@@ -197,6 +203,8 @@ def resumed_machine(stored: dict[str, Any]) -> tuple[Machine, list[str]]:
     if device.startswith("cuda") and not torch.cuda.is_available():
         lost.append(f"device {device} -> cpu")
         device = "cpu"
+    elif device.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        device = resolve_device("cuda")  # the stored one is the first process's
     compile = bool(stored["compile"])
     if compile and not _can_compile(device)[0]:
         lost.append("compiled -> uncompiled")

@@ -113,13 +113,17 @@ class Phase:
 
 
 def micro_batches(batch: Batch, context: StepContext, count: int) -> list[tuple[Batch, StepContext]]:
-    """Cut a batch into ``count`` pieces for gradient accumulation, each with its rows of the global batch."""
+    """Cut a batch into ``count`` pieces for gradient accumulation, each with its rows of the global batch.
+
+    Fewer pieces where a process has fewer images; all processes make equally many, as synchronised batch norm
+    needs.
+    """
     pieces = []
     total = len(batch)
-    for index in range(min(count, total)):
+    smallest = batch.global_size // context.processes.world_size or batch.global_size
+    count = min(count, smallest)
+    for index in range(count):
         low, high = total * index // count, total * (index + 1) // count
-        if low == high:
-            continue
         piece = replace(
             batch,
             images=batch.images[low:high],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -11,12 +12,19 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Progress over ``total`` steps; ``quiet`` prints nothing (all processes but the first)."""
+    """Progress over ``total`` steps; ``quiet`` prints nothing (all processes but the first).
 
-    def __init__(self, total: int, start: int, title: str, *, quiet: bool = False) -> None:
+    ``say`` prints the lines. A bar is drawn only beside ``print``: who says lines otherwise may have several
+    runs going on at once.
+    """
+
+    def __init__(
+        self, total: int, start: int, title: str, *, say: Callable[[str], None] = print, quiet: bool = False
+    ) -> None:
         self.quiet = quiet
+        self._say = say
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        if say is print and not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True)
 
     def advance(self) -> None:
@@ -31,7 +39,8 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text)
         else:
-            print(text, flush=True)
+            self._say(text)
+            sys.stdout.flush()
 
     def close(self) -> None:
         """Put the bar away."""

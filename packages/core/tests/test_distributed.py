@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from robust_core.randomness import rows_of_rank
 from robust_core.training import Processes
 

@@ -14,7 +14,6 @@ from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation
 from robust_core.training import RunDirectory
 from robust_core.training.files import write_json
-from robust_core.training.rundir import read_lines
 
 __all__ = ["Entry", "ResultFile", "packed", "unpacked"]
 
@@ -62,7 +61,7 @@ class Entry:
             software=run.record["software"],
             data=run.record["data"],
             commit=run.record["commit"],
-            train_seconds=sum(float(line["seconds"]) for line in read_lines(run.path / "timings.jsonl")),
+            train_seconds=sum(float(line["seconds"]) for line in run.timings()),
         )
 
     def bits(self, column: str) -> NDArray[np.bool_] | None:

@@ -118,7 +118,7 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
         lines.append((*cells, str(len(pairs))))
     if not lines:
         return None
-    adjusted = [f"{p:.3f}" for p in holm(p_values)]
+    adjusted = ["<0.001" if p < 0.0005 else f"{p:.3f}" for p in holm(p_values)]
     filled = [(c[0], c[1], adjusted[2 * i], c[2], adjusted[2 * i + 1], c[3]) for i, c in enumerate(lines)]
     title = next(row.title for row in paper.rows if row.name == paper.reference)
     heads = ("method", "natural", "p (Holm)", paper.columns[0][1], "p (Holm)", "seeds")

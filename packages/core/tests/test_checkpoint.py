@@ -129,15 +129,17 @@ def test_opening_what_is_no_run(tmp_path):
         RunDirectory.open(tmp_path)
 
 
-def test_metrics_are_cut_to_the_checkpoint(tmp_path):
+@pytest.mark.parametrize("name", ["metrics", "timings"])
+def test_lines_are_cut_back_to_the_checkpoint(tmp_path, name):
     run = RunDirectory.create(tmp_path, {"config": {}})
+    log = {"metrics": run.log, "timings": run.log_timing}[name]
     for step in (1, 2, 3):
-        run.log({"kind": "step", "step": step})
-    with run.metrics_path.open("a") as stream:
+        log({"kind": "step", "step": step})
+    with (tmp_path / f"{name}.jsonl").open("a") as stream:
         stream.write('{"kind": "st')
-    run.cut_metrics(2)
-    assert [line["step"] for line in run.metrics()] == [1, 2]
-    assert run.metrics_path.read_text().endswith("}\n")
+    run.cut_back(2)
+    log({"kind": "step", "step": 3})
+    assert [line["step"] for line in getattr(run, name)()] == [1, 2, 3]
 
 
 def test_finish_marks_the_run(tmp_path):

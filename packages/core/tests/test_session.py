@@ -92,6 +92,7 @@ def test_a_shared_beginning_is_the_same_to_the_bit(config, tmp_path):
     forked = execute(config, Plan(), tmp_path / "forked", fork_from=beginning.path)
     assert same(final(straight), final(forked))
     assert straight.metrics_path.read_bytes() == forked.metrics_path.read_bytes()
+    assert [line["step"] for line in straight.timings()] == [line["step"] for line in forked.timings()]
 
 
 def test_forking_needs_a_checkpoint(config, tmp_path):

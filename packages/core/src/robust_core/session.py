@@ -231,7 +231,7 @@ def _data_record(data: Data) -> dict[str, Any]:
 
 
 def _fork(source: Path, target: RunDirectory) -> None:
-    """Copy the newest checkpoint and the metrics of ``source`` into a new run."""
+    """Copy the newest checkpoint, metrics and timings of ``source`` into a new run."""
     donor = RunDirectory.open(source)
     state = donor.checkpoints.latest()
     if state is None:
@@ -239,6 +239,8 @@ def _fork(source: Path, target: RunDirectory) -> None:
     target.checkpoints.save(state, int(state["step"]))
     for line in donor.metrics():
         target.log(line)
+    for line in donor.timings():
+        target.log_timing(line)
 
 
 def _carry_out(

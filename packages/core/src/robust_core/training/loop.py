@@ -289,7 +289,7 @@ class Training:
         state = self.run.checkpoints.latest(self.machine.device)
         step = 0 if state is None else int(state["step"])
         if self.processes.is_main:
-            self.run.cut_metrics(step)
+            self.run.cut_back(step)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])

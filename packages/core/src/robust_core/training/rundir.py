@@ -89,6 +89,10 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def _timings_path(self) -> Path:
+        return self.path / "timings.jsonl"
+
+    @property
     def is_finished(self) -> bool:
         """Whether training and evaluation have come to their end."""
         return (self.path / "finished.json").exists()
@@ -103,18 +107,23 @@ class RunDirectory:
 
     def log_timing(self, line: dict[str, Any]) -> None:
         """Append one line to ``timings.jsonl``."""
-        _append(self.path / "timings.jsonl", line)
+        _append(self._timings_path, line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the whole lines of ``metrics.jsonl``."""
         return read_lines(self.metrics_path)
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines of ``metrics.jsonl`` beyond ``step``, and a line that a kill has cut short."""
-        kept = [line for line in self.metrics() if int(line["step"]) <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        if self.metrics_path.exists() and self.metrics_path.read_text(encoding="utf8") != text:
-            write_whole(self.metrics_path, lambda temporary: temporary.write_text(text, encoding="utf8"))
+    def timings(self) -> list[dict[str, Any]]:
+        """Return the whole lines of ``timings.jsonl``."""
+        return read_lines(self._timings_path)
+
+    def cut_back(self, step: int) -> None:
+        """Drop the lines of metrics and timings beyond ``step``, and a line that a kill has cut short."""
+        for path in (self.metrics_path, self._timings_path):
+            kept = [line for line in read_lines(path) if int(line["step"]) <= step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            if path.exists() and path.read_text(encoding="utf8") != text:
+                write_whole(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf8"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 
 import pytest
 import torch
@@ -65,6 +66,27 @@ def test_no_whole_checkpoint_is_one_sentence(tmp_path):
         pytest.raises(UserError, match=r"No checkpoint in .* is whole"),
     ):
         store.latest()
+
+
+class Harmful:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return type(self.trace).mkdir, (self.trace,)
+
+
+def test_a_checkpoint_that_is_a_pickle_of_objects_is_refused(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    path = store.save(state(1), 1)
+    path.write_bytes(pickle.dumps(Harmful(tmp_path / "executed")))
+    manifest = store.folder / "manifest.json"
+    entries = json.loads(manifest.read_text())
+    entries["checkpoints"][0].update(sha256=files.file_digest(path), bytes=path.stat().st_size)
+    manifest.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match="pickle of Python objects, not a plain checkpoint, and was refused"):
+        store.latest()
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_damaged_manifest_is_told(tmp_path):

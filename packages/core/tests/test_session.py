@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,12 @@ def test_a_shared_beginning_is_the_same_to_the_bit(config, tmp_path):
     assert same(final(straight), final(forked))
     assert straight.metrics_path.read_bytes() == forked.metrics_path.read_bytes()
     assert [line["step"] for line in straight.timings()] == [line["step"] for line in forked.timings()]
+
+
+def test_what_cannot_begin_leaves_no_run(config, tmp_path):
+    with pytest.raises(UserError, match="Unknown model 'resnet81'; did you mean 'resnet18'"):
+        execute(replace(config, model="resnet81"), Plan(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_forking_needs_a_checkpoint(config, tmp_path):

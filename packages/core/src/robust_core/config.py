@@ -105,9 +105,8 @@ class RunConfig:
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("epsilon", "step_size"):
             value = getattr(self, name)
-            _expect(
-                0.0 <= value <= 1.0, name, value, "a number between 0 and 1 in pixels of [0, 1], e.g. 8/255"
-            )
+            shown = f"{value * 255:g}/255"
+            _expect(0.0 <= value <= 1.0, name, shown, "between 0 and 1, in pixels of [0, 1], e.g. 8/255")
         for name in ("lr", "weight_decay"):
             value = getattr(self, name)
             _expect(0.0 <= value < float("inf"), name, value, "a number of 0 or more")

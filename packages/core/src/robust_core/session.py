@@ -157,15 +157,15 @@ def execute(
         "data": _data_record(data),
         "phases": [{"name": phase.name, "steps": phase.steps} for phase in phases],
     }
-    run = RunDirectory(path, record)
+    session = _session(config, RunDirectory(path, record), machine, processes, data, phases, say)
     if processes.is_main:
         for note in notes:
             say(note)
-        run = RunDirectory.create(path, record, overwrite=overwrite)
+        session.run = RunDirectory.create(path, record, overwrite=overwrite)
         if fork_from is not None:
-            _fork(fork_from, run)
+            _fork(fork_from, session.run)
     processes.barrier()
-    return _carry_out(config, plan, run, machine, processes, data, phases, say)
+    return _carry_out(session, plan)
 
 
 def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) -> RunDirectory:
@@ -191,7 +191,7 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
                 f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
             )
     phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
-    return _carry_out(config, plan, run, machine, processes, data, phases, say)
+    return _carry_out(_session(config, run, machine, processes, data, phases, say), plan)
 
 
 def _silent(_: str) -> None:
@@ -243,19 +243,15 @@ def _fork(source: Path, target: RunDirectory) -> None:
         target.log_timing(line)
 
 
-def _carry_out(
+def _session(
     config: Config,
-    plan: Plan[Config],
     run: RunDirectory,
     machine: Machine,
     processes: Processes,
     data: Data,
     phases: list[Phase],
     say: Say,
-) -> RunDirectory:
-    torch.set_num_threads(machine.threads)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
+) -> Session[Config]:
     train_set, validation_set, test_set = data
     info = train_set.info
     model = build_model(
@@ -266,39 +262,46 @@ def _carry_out(
         std=info.std if config.normalize else None,
         seed=config.seed,
     )
-    training = Training(
-        model=model,
-        data=train_set,
-        phases=phases,
-        settings=_loop_settings(config, train_set),
+    return Session(
+        config=config,
         machine=machine,
-        run=run,
         processes=processes,
-        hooks=_hooks(config, plan, run, validation_set, machine),
+        run=run,
+        model=model,
+        train_set=train_set,
+        validation_set=validation_set,
+        test_set=test_set,
+        phases=phases,
         say=say,
     )
+
+
+def _carry_out(session: Session[Config], plan: Plan[Config]) -> RunDirectory:
+    """Train from the newest checkpoint; the first process evaluates and reports."""
+    config, machine, run = session.config, session.machine, session.run
+    torch.set_num_threads(machine.threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    training = Training(
+        model=session.model,
+        data=session.train_set,
+        phases=session.phases,
+        settings=_loop_settings(config, session.train_set),
+        machine=machine,
+        run=run,
+        processes=session.processes,
+        hooks=_hooks(config, plan, run, session.validation_set, machine),
+        say=session.say,
+    )
     training.fit()
-    if processes.is_main:
+    if session.processes.is_main:
         evaluated = training.evaluated_model.eval()
         if config.selection == "best":
             load_weights(evaluated, run.path / "best.pt")
-        session = Session(
-            config=config,
-            machine=machine,
-            processes=processes,
-            run=run,
-            model=evaluated,
-            train_set=train_set,
-            validation_set=validation_set,
-            test_set=test_set,
-            phases=phases,
-            say=say,
-        )
-        result = plan.conclude(session)
-        run.finish(result)
-        say(f"report: {write_report(run.path)}")
+        run.finish(plan.conclude(replace(session, model=evaluated)))
+        session.say(f"report: {write_report(run.path)}")
     # no barrier: the other processes have nothing left to do, and a long evaluation would time it out
-    processes.stop()
+    session.processes.stop()
     return run
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robust_core.errors import UserError
 from robust_core.models.network import Network
 
-__all__ = ["load_state", "load_weights", "read_state_dict"]
+__all__ = ["load_state", "load_weights", "read_plain", "read_state_dict"]
 
 # Keys under which training scripts keep the state dict, and what wrappers leave in front of names.
 _NESTS = ("state_dict", "model", "net", "model_state_dict")
@@ -35,13 +35,22 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict of a checkpoint file, on the CPU, under plain names."""
+    return _plain_state(read_plain(path), str(path))
+
+
+def read_plain(path: str | Path, device: str = "cpu") -> Any:
+    """Return the tensors and plain values in a file of ``torch.save``; nothing in it is executed.
+
+    Raises:
+        UserError: if the file is missing, is no checkpoint, is damaged, or holds other objects.
+    """
     file = Path(path)
     if not file.is_file():
         raise UserError(f"There is no checkpoint file {file}; give the path of a file saved with torch.save.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the reader also warns of what it then refuses
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         if _holds_objects(file, str(error)):
             raise UserError(
@@ -53,7 +62,6 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{file} may not be read; give yourself permission to read it.") from None
     except Exception:  # the reader's errors for damaged files are of many types
         raise _no_checkpoint(file) from None
-    return _plain_state(content, str(file))
 
 
 def _holds_objects(file: Path, message: str) -> bool:

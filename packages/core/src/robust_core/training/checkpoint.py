@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from robust_core.errors import UserError
+from robust_core.models.weights import read_plain
 from robust_core.training.files import file_digest, write_json, write_whole
 
 __all__ = ["CheckpointStore"]
@@ -62,14 +63,14 @@ class CheckpointStore:
         """Return the newest whole state, or None; a damaged file is named and the one before is taken.
 
         Raises:
-            UserError: if checkpoints exist but none of them is whole.
+            UserError: if checkpoints exist but none of them is whole, or one holds more than plain values.
         """
         entries = sorted(self._manifest(), key=lambda item: int(item["step"]), reverse=True)
         for entry in entries:
             path = self.folder / str(entry["file"])
             problem = _damage(path, entry)
             if not problem:
-                state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+                state: dict[str, Any] = read_plain(path, device)
                 return state
             warnings.warn(f"{path}: {problem}; falling back to an earlier checkpoint", stacklevel=2)
         if entries:

@@ -119,11 +119,8 @@ class RunDirectory:
 
     def cut_back(self, step: int) -> None:
         """Drop the lines of metrics and timings beyond ``step``, and a line that a kill has cut short."""
-        for path in (self.metrics_path, self._timings_path):
-            kept = [line for line in read_lines(path) if int(line["step"]) <= step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            if path.exists() and path.read_text(encoding="utf8") != text:
-                write_whole(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf8"))
+        _cut_back(self.metrics_path, step)
+        _cut_back(self._timings_path, step)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -135,6 +132,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if text.endswith("\n"):
             lines.append(json.loads(text))
     return lines
+
+
+def _cut_back(path: Path, step: int) -> None:
+    kept = [line for line in read_lines(path) if int(line["step"]) <= step]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    if path.exists() and path.read_text(encoding="utf8") != text:
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf8"))
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation
+from robust_core.storage import write_json
 from robust_core.training import RunDirectory
-from robust_core.training.files import write_json
 
 __all__ = ["Entry", "ResultFile", "packed", "unpacked"]
 

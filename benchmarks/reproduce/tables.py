@@ -24,7 +24,7 @@ from robust_core.reporting import (
     save_figure,
     share_cell,
 )
-from robust_core.training.files import write_json, write_whole
+from robust_core.storage import write_json, write_whole
 
 __all__ = ["difference_table", "main_table", "write_tables"]
 
@@ -174,8 +174,8 @@ def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder:
         sections.append(Section("Paired differences", (differences,)))
         text += "\n" + differences.markdown()
     page = render_page(table.title, sections)
-    write_whole(folder / "table.md", lambda path: path.write_text(text, encoding="utf8"))
-    write_whole(folder / "index.html", lambda path: path.write_text(page, encoding="utf8"))
+    write_whole(folder / "table.md", text)
+    write_whole(folder / "index.html", page)
     write_json(
         folder / "table.json", {"tables": [t.as_json() for t in (table, differences) if t is not None]}
     )

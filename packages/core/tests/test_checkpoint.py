@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import pickle
 
 import pytest
 import torch
 
+from robust_core import storage
 from robust_core.errors import UserError
-from robust_core.training import files
 from robust_core.training.checkpoint import CheckpointStore
 from robust_core.training.rundir import RunDirectory
 
@@ -82,7 +84,7 @@ def test_a_checkpoint_that_is_a_pickle_of_objects_is_refused(tmp_path):
     path.write_bytes(pickle.dumps(Harmful(tmp_path / "executed")))
     manifest = store.folder / "manifest.json"
     entries = json.loads(manifest.read_text())
-    entries["checkpoints"][0].update(sha256=files.file_digest(path), bytes=path.stat().st_size)
+    entries["checkpoints"][0].update(sha256=storage.file_digest(path), bytes=path.stat().st_size)
     manifest.write_text(json.dumps(entries))
     with pytest.raises(UserError, match="pickle of Python objects, not a plain checkpoint, and was refused"):
         store.latest()
@@ -97,38 +99,72 @@ def test_a_damaged_manifest_is_told(tmp_path):
         assert store.latest() is None
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "full"), RuntimeError("PytorchStreamWriter failed writing")]
-)
-def test_no_space_keeps_the_checkpoint_before(tmp_path, monkeypatch, error):
+@pytest.fixture
+def full_disk():
+    """Let no file grow beyond a kilobyte: a real failed write, whichever library makes it."""
+    resource = pytest.importorskip("resource", reason="limits of file sizes exist on POSIX systems only")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+def test_no_space_keeps_the_checkpoint_before(tmp_path, full_disk):
     store = CheckpointStore(tmp_path)
     store.save(state(1), 1)
-
-    def full(value, path):
-        path.write_bytes(b"half")
-        raise error
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="No space left"):
-        store.save(state(2), 2)
+    with full_disk(), pytest.raises(UserError, match=r"No space left to write .*step-00000002"):
+        store.save({**state(2), "more": torch.zeros(1000)}, 2)
     assert store.latest()["step"] == 1
     assert not list(tmp_path.glob(".*tmp"))
 
 
-def test_read_only_folder_is_one_sentence(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(errno.EACCES, "denied", str(path))
+def test_no_space_for_a_line_of_metrics(tmp_path, full_disk):
+    run = RunDirectory.create(tmp_path, {"config": {}})
+    with full_disk(), pytest.raises(UserError, match="No space left"):
+        run.log({"kind": "step", "step": 1, "text": "x" * 2000})
+    run.cut_back(0)
+    assert run.metrics() == []
 
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        storage.write_json(tmp_path / "x.json", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_through_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot write .*choose another --run-dir"):
-        files.write_whole(tmp_path / "x.json", refuse)
+        storage.write_json(tmp_path / "file" / "run" / "config.json", {})
 
 
-def test_another_error_is_not_hidden(tmp_path):
-    def broken(path):
-        raise RuntimeError("something else")
+def test_a_read_only_folder_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(RuntimeError, match="something else"):
-        files.write_whole(tmp_path / "x", broken)
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match=r"Cannot write .*\(Permission denied\); choose another --run-dir"):
+        storage.write_whole(tmp_path / "x.json", "text")
+
+
+def test_another_error_is_not_hidden(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "something else")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="something else"):
+        storage.write_whole(tmp_path / "x", "text")
 
 
 def test_a_run_is_not_overwritten_unasked(tmp_path):

@@ -103,6 +103,8 @@ class RunConfig:
             "epochs",
         ):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        # OpenMP itself crashes on absurd numbers
+        _expect(self.threads <= 1024, "threads", self.threads, "at most 1024")
         for name in ("epsilon", "step_size"):
             value = getattr(self, name)
             shown = f"{value * 255:g}/255"

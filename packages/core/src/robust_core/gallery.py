@@ -15,7 +15,7 @@ from robust_core.attacks import pgd
 from robust_core.data import ImageSet
 from robust_core.evaluation import Protocol
 from robust_core.randomness import generator_for
-from robust_core.training.files import write_whole
+from robust_core.storage import write_whole
 
 __all__ = ["save_gallery"]
 
@@ -64,7 +64,7 @@ def save_gallery(
         arrays["mask"] = masks(pixels).cpu().numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_whole(path / "gallery.npz", lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    write_whole(path / "gallery.npz", buffer.getvalue())
 
 
 def _one_per_class(images: ImageSet) -> Tensor:

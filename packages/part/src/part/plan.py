@@ -17,8 +17,8 @@ from part.phases import build_phases
 from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import FrozenView
 from robust_core.session import Session
+from robust_core.storage import write_tensors
 from robust_core.training import Phase
-from robust_core.training.files import write_whole
 
 __all__ = ["PartPlan", "autoattack_missing"]
 
@@ -48,8 +48,7 @@ class PartPlan:
                 name = f"pre_part{SUFFIX[config.family]}_epoch{epoch}.pth"
             else:
                 name = f"part_epoch{epoch}.pth" if config.family == "at" else f"model-epoch{epoch}.pth"
-            weights = model.state_dict()
-            write_whole(folder / name, lambda temporary: torch.save(weights, temporary))
+            write_tensors(folder / name, model.state_dict())
 
         return write
 

@@ -23,8 +23,8 @@ from robust_core.data import Batch
 from robust_core.evaluation import load_evaluation, protocol, wilson
 from robust_core.reporting import MethodResult, Table, comparison_figure, save_figure, share_cell
 from robust_core.session import Beginning, Plan, Session, execute, resume
+from robust_core.storage import write_whole
 from robust_core.training import Phase, RunDirectory, StepContext, StepResult
-from robust_core.training.files import write_whole
 from robust_core.training.methods import Adversarial
 
 __all__ = ["PLACEMENTS", "Regional", "RegionalConfig", "main", "quadrant_budget"]
@@ -130,7 +130,7 @@ def run_both(config: RegionalConfig, folder: Path) -> Table:
             "Published: ResNet-18, CIFAR-10, the intervals unknown.",
         ),
     )
-    write_whole(folder / "table.md", lambda path: path.write_text(table.markdown(), encoding="utf8"))
+    write_whole(folder / "table.md", table.markdown())
     save_figure(comparison_figure(results, robust_label="PGD-20 accuracy (%)"), folder / "comparison.png")
     return table
 

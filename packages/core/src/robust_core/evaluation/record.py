@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from robust_core.errors import UserError
 from robust_core.evaluation.protocols import Protocol
 from robust_core.evaluation.summary import summarize
+from robust_core.storage import write_json, write_whole
 
 __all__ = ["Evaluation", "MemberRun", "load_evaluation"]
 
@@ -105,7 +107,6 @@ class Evaluation:
     def save(self, directory: str | Path, name: str) -> Path:
         """Write ``name.npz`` (per image), then ``name.json`` (settings, cost, summary); return the latter."""
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, NDArray[Any]] = {
             "natural": self.natural,
             "labels": self.labels,
@@ -117,10 +118,9 @@ class Evaluation:
             arrays[f"last/{member}"] = self.last[member]
             arrays[f"robust/{member}"] = self.robust[member]
             arrays[f"attacked/{member}"] = self.attacked[member]
-        partial = folder / f".{name}.npz.partial"
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(folder / f"{name}.npz")
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_whole(folder / f"{name}.npz", buffer.getvalue())
         record = {
             "format": FORMAT,
             "protocol": self.protocol.as_json(),
@@ -136,9 +136,7 @@ class Evaluation:
             "summary": self.summary(),
         }
         # The manifest comes last: a record without it is recognisably unfinished.
-        partial = folder / f".{name}.json.partial"
-        partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf8")
-        partial.replace(folder / f"{name}.json")
+        write_json(folder / f"{name}.json", record)
         return folder / f"{name}.json"
 
 

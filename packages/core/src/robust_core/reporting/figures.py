@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from robust_core.storage import write_whole
+
 __all__ = [
     "COLORS",
     "GREY",
@@ -83,7 +85,5 @@ def png_bytes(figure: Figure) -> bytes:
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, through a temporary file, and return its path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(png_bytes(figure))
-    return partial.replace(path)
+    write_whole(path, png_bytes(figure))
+    return path

@@ -16,6 +16,7 @@ from robust_core.reporting.gallery import gallery_caption, gallery_figure
 from robust_core.reporting.page import Block, Facts, Notice, Picture, Pictures, Section, render_page
 from robust_core.reporting.run_files import RunFiles, read_run
 from robust_core.reporting.tables import percent
+from robust_core.storage import write_whole
 
 __all__ = ["write_report"]
 
@@ -27,16 +28,14 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     folder = run.path / "report"
-    folder.mkdir(exist_ok=True)
     sections = [_evaluation(folder, name, summary) for name, summary in run.evaluations.items()]
     sections += [_curves(folder, run), _gallery(folder, run), _setup(run)]
     if run.problems:
         sections.insert(0, Section("What is missing", tuple(Notice(problem) for problem in run.problems)))
     page = folder / "report.html"
-    partial = folder / ".report.html.partial"
     title = f"Run {run.path.resolve().name}"
-    partial.write_text(render_page(title, sections, subtitle=_subtitle(run)), encoding="utf8")
-    return partial.replace(page)
+    write_whole(page, render_page(title, sections, subtitle=_subtitle(run)))
+    return page
 
 
 def _subtitle(run: RunFiles) -> str:

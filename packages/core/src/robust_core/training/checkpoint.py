@@ -10,11 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from robust_core.errors import UserError
 from robust_core.models.weights import read_plain
-from robust_core.training.files import file_digest, write_json, write_whole
+from robust_core.storage import file_digest, write_json, write_tensors
 
 __all__ = ["CheckpointStore"]
 
@@ -48,7 +46,7 @@ class CheckpointStore:
             UserError: if there is no space; earlier checkpoints are untouched.
         """
         path = self.folder / f"step-{step:08d}.pt"
-        write_whole(path, lambda temporary: torch.save(state, temporary))
+        write_tensors(path, state)
         entry = {"file": path.name, "step": step, "sha256": file_digest(path), "bytes": path.stat().st_size}
         entries = [old for old in self._manifest() if old["step"] != step] + [entry]
         kept = sorted(entries, key=lambda item: int(item["step"]))[-KEPT:]

@@ -14,9 +14,9 @@ from robust_core.data import Batch, ImageSet, batches, steps_per_epoch
 from robust_core.errors import UserError
 from robust_core.models import FrozenView
 from robust_core.randomness import rows_of_rank
+from robust_core.storage import write_tensors
 from robust_core.training.averaging import WeightAverage
 from robust_core.training.distributed import Processes, sum_gradients, synchronise_buffers
-from robust_core.training.files import write_whole
 from robust_core.training.machine import Machine
 from robust_core.training.memory import peak_memory_mib
 from robust_core.training.method import Phase, StepContext, StepResult, micro_batches
@@ -263,8 +263,7 @@ class Training:
                 self.hooks.scalar(f"validation/{name}", value, step)
         if self.settings.selection == "best" and figures[self.hooks.score] > self.best_score:
             self.best_score = figures[self.hooks.score]
-            weights = self.evaluated_model.state_dict()
-            write_whole(self.run.path / "best.pt", lambda temporary: torch.save(weights, temporary))
+            write_tensors(self.run.path / "best.pt", self.evaluated_model.state_dict())
 
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps."""

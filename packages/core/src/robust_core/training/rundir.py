@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_core.errors import UserError
+from robust_core.storage import told, write_json, write_whole
 from robust_core.training.checkpoint import CheckpointStore
-from robust_core.training.files import write_json, write_whole
 
 __all__ = ["RunDirectory", "commit_of_source"]
 
@@ -138,7 +138,7 @@ def _cut_back(path: Path, step: int) -> None:
     kept = [line for line in read_lines(path) if int(line["step"]) <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     if path.exists() and path.read_text(encoding="utf8") != text:
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf8"))
+        write_whole(path, text)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         with path.open("a", encoding="utf8") as stream:
             stream.write(json.dumps(line) + "\n")
     except OSError as error:
-        raise UserError(f"Cannot write '{path}' ({error.strerror}); mend that, then use --resume.") from error
+        raise told(error, path) from error
 
 
 def _clear(path: Path) -> None:

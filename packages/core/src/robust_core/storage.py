@@ -1,0 +1,78 @@
+"""Files that are either whole or not there: written beside their place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust_core.errors import UserError
+
+__all__ = ["file_digest", "told", "write_json", "write_tensors", "write_whole"]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name beside ``path``, then rename it: never half a file under the name.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written; the former file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content.encode("utf8") if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise told(error, path) from error
+
+
+def told(error: OSError, path: Path) -> Exception:
+    """Return the sentence for a write that failed; an error of another kind unchanged."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"No space left to write '{path}'; free some, then continue with --resume (earlier files are intact)."
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"Cannot write '{path}' ({error.strerror}); choose another --run-dir.")
+    return error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """Write tensors and plain values for ``torch.load(..., weights_only=True)``, whole or not at all.
+
+    Through memory: on a full disk torch's own writer fails with errors of many kinds.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_whole(path, buffer.getvalue())

@@ -88,7 +88,7 @@ def _notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
         "Attack columns: right at the last iterate, as published. Worst case: right at zero perturbation and at every "
         "iterate of every attack that was run. Intervals do not cover the weakness of an attack.",
         f"Attack in training {' and '.join(precisions)}, evaluation float32; {machine['processor']}, "
-        f"{machine['threads']} threads, torch {machine['torch']}, commit {first.commit[:10]}.",
+        f"threads {machine['threads']}, torch {machine['torch']}, commit {first.commit[:10]}.",
         *(
             []
             if any(row.published for row in paper.rows)

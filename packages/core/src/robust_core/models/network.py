@@ -26,14 +26,20 @@ class PooledHead(NamedTuple):
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` of features ``(N, C, h, w)``, which stay as they are."""
-        if self.norm is not None:
-            features = self.norm(features)
-        if self.relu:
-            # The output of the norm is ours to overwrite, the features are not.
-            features = F.relu(features, inplace=self.norm is not None)
-        if self.pool is None:
-            return cast(Tensor, self.linear(features.mean(dim=(2, 3))))
-        return cast(Tensor, self.linear(F.avg_pool2d(features, self.pool).flatten(1)))
+        return _pooled_logits(features, *self)
+
+
+def _pooled_logits(
+    features: Tensor, norm: nn.Module | None, relu: bool, pool: int | None, linear: nn.Linear
+) -> Tensor:
+    if norm is not None:
+        features = norm(features)
+    if relu:
+        # The output of the norm is ours to overwrite, the features are not.
+        features = F.relu(features, inplace=norm is not None)
+    if pool is None:
+        return cast(Tensor, linear(features.mean(dim=(2, 3))))
+    return cast(Tensor, linear(F.avg_pool2d(features, pool).flatten(1)))
 
 
 class Normalize(nn.Module):
@@ -92,7 +98,8 @@ class Network(nn.Module):
         head = self.pooled_head()
         if head is None:
             raise NotImplementedError
-        return head(features)
+        # not head(features): the compiler of torch 2.10 cannot call a tuple that holds modules
+        return _pooled_logits(features, *head)
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
         """Return the names (convolution, batch norm) of each convolution that feeds a norm alone.

@@ -105,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for paper in chosen:
         given = vars(_parser(paper).parse_args(words))
         del given["paper"]
-        code = guarded(lambda paper=paper, given=given: reproduce(paper, given))  # type: ignore[misc]
+        code = guarded(
+            lambda paper=paper, given=given: reproduce(paper, given),  # type: ignore[misc]
+            "the same command goes on where it stopped",
+        )
         if code:
             return code
     return 0

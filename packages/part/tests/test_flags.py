@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import part.cli
+from part.cli import PUBLISHED_FLAGS
 from part.config import PartConfig, resolve
 from part.phases import build_phases
 from robust_core.cli import add_flags, normalise_flags
 from robust_core.errors import UserError
+
+IMAGE = torch.Size((3, 32, 32))
 
 
 def settings(*words, method="part"):
@@ -143,6 +150,10 @@ IDLE = [
     (("--pre-trained", "True"), "part", "pre-trained"),
     (("--low-epsilon", "6/255"), "at", "low-epsilon"),
     (("--mask-control", "random"), "trades", "mask-control"),
+    (("--epochs", "3", "--main-steps", "5"), "part", "epochs"),
+    (("--warm-up", "3", "--warm-up-steps", "5"), "part", "warm-up"),
+    (("--adjust-first", "2", "--schedule", "linear"), "part", "adjust-first"),
+    (("--aa-images", "5", "--final-tests", "pgd-20"), "part", "aa-images"),
 ]
 
 
@@ -164,6 +175,14 @@ def test_svhn_brings_its_published_settings_and_explicit_values_win():
     assert not any("lr " in note for note in notes)
 
 
+def test_the_svhn_note_names_what_holds():
+    config, (note,) = settings("--data", "SVHN", "--scale", "reduced")
+    assert (config.lr, config.weight_decay) == (0.1, 5e-4)
+    assert note == "SVHN: published settings batch_size 128, step_size 0.00392157"
+    every = ("--batch-size", "64", "--weight-decay", "0", "--lr", "0.1", "--step-size", "2/255")
+    assert settings("--data", "SVHN", *every)[1] == []
+
+
 def test_svhn_is_not_augmented():
     assert main_phase("--data", "SVHN").method.augment is False
     assert main_phase().method.augment is True
@@ -174,13 +193,53 @@ def test_pre_trained_budgets_are_read_by_batch_number(tmp_path, monkeypatch):
     np.savez(tmp_path / "weighted_eps_list.npz", *budgets)
     monkeypatch.chdir(tmp_path)
     method = main_phase("--pre-trained", "--mask-refresh", "batch").method
-    assert float(method.budgets.read(1, 4, (0, 2)).max()) == pytest.approx(0.02)
-    assert method.budgets.read(1, 4, (1, 4)).shape == (3, 3, 32, 32)
+    assert float(method.budgets.read(1, 4, (0, 2), IMAGE).max()) == pytest.approx(0.02)
+    assert method.budgets.read(1, 4, (1, 4), IMAGE).shape == (3, 3, 32, 32)
     with pytest.raises(UserError, match="batch 2"):
-        method.budgets.read(2, 4, (0, 4))
+        method.budgets.read(2, 4, (0, 4), IMAGE)
+    with pytest.raises(UserError, match=r"has \(4, 3, 32, 32\) for batch 0; expected \(4, 3, 64, 64\)"):
+        method.budgets.read(0, 4, (0, 4), torch.Size((3, 64, 64)))
 
 
-@pytest.mark.parametrize("content", [None, b"no archive"])
+@pytest.mark.parametrize("value", [5.0, -0.1, float("nan")])
+def test_impossible_stored_budgets_are_refused(tmp_path, monkeypatch, value):
+    np.savez(tmp_path / "weighted_eps_list.npz", np.full((4, 3, 32, 32), value, dtype=np.float32))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"budgets outside of \[0, 1\] in arr_0"):
+        main_phase("--pre-trained", "--mask-refresh", "batch")
+
+
+def test_stored_budgets_belong_to_part_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no file here: it must not even be looked for
+    words = ("--pre-trained", "--mask-refresh", "batch")
+    assert main_phase(*words, method="part-t").method.budgets is None
+    assert any("belong to PART" in note for note in settings(*words, method="part-t")[1])
+
+
+def _archive(**arrays):
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def _array(value):
+    stream = io.BytesIO()
+    np.save(stream, value)
+    return stream.getvalue()
+
+
+ODD_BUDGETS = {
+    "missing": None,
+    "no archive": b"no archive",
+    "empty": b"",
+    "one array": _array(np.zeros((4, 3, 32, 32))),
+    "cut short": _archive(arr_0=np.zeros((4, 3, 32, 32)))[:200],
+    "texts": _archive(arr_0=np.array(["a"])),
+    "other names": _archive(eps=np.zeros((4, 3, 32, 32))),
+}
+
+
+@pytest.mark.parametrize("content", ODD_BUDGETS.values(), ids=ODD_BUDGETS)
 def test_missing_or_odd_budgets_are_one_sentence(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     if content is not None:
@@ -215,6 +274,87 @@ def test_scales_set_defaults_and_explicit_flags_win(scale):
     assert config.aa_images == 0
     assert config.validation > 0
     assert config.model in ("resnet8-s2", "resnet18-w16")
+
+
+def test_epochs_replace_the_steps_of_a_scale():
+    config, notes = settings("--scale", "demo", "--epochs", "3", "--warm-up", "1")
+    natural, warm, main = build_phases(config, 10)
+    assert (natural.steps, warm.steps, main.steps) == (200, 10, 20)
+    assert notes == []
+    config, _ = settings("--scale", "demo", "--warm-up", "2")
+    assert [phase.steps for phase in build_phases(config, 10)] == [200, 20, 150]
+
+
+def test_milestones_replace_the_linear_schedule_of_a_scale():
+    config, notes = settings("--scale", "demo", "--adjust-first", "2", "--lr-counter", "restarted")
+    assert (config.schedule, config.adjust_first, notes) == ("step", 2, [])
+
+
+def test_images_for_autoattack_bring_all_final_tests():
+    assert settings("--scale", "smoke", "--aa-images", "5")[0].final_tests == "all"
+    assert settings("--scale", "smoke")[0].final_tests == "pgd-20"
+
+
+def test_milestones_count_all_that_came_before():
+    words = ("--natural-steps", "10", "--warm-up-steps", "20", "--main-steps", "30", "--adjust-first", "5")
+    _, warm, main = build_phases(settings(*words)[0], 10)
+    assert [warm.rate.at(step, 20, 10) for step in (0, 10)] == pytest.approx([0.01, 0.01])
+    assert [main.rate.at(step, 30, 10) for step in (0, 10, 20)] == pytest.approx([0.01, 0.001, 0.001])
+
+
+IMPOSSIBLE = {
+    "--epochs 0 --warm-up 0": "leaves nothing to train",
+    "--epochs 10": "lower --warm-up",
+    "--aa-images -2": "--aa-images -2 is not possible",
+    "--curve-images -1": "--curve-images -1 is not possible",
+    "--seed 99999999999999999999": "--seed 99999999999999999999 is not possible",
+    "--low-epsilon 9/255": "must lie between 0 and --epsilon",
+}
+
+
+@pytest.mark.parametrize("words", IMPOSSIBLE)
+def test_impossible_settings_name_flag_and_remedy(words):
+    with pytest.raises(UserError, match=IMPOSSIBLE[words]):
+        settings(*words.split())
+
+
+def test_a_baseline_takes_a_small_budget_alone():
+    assert settings("--epsilon", "4/255", method="at")[0].epsilon == 4 / 255
+    assert settings("--epsilon", "4/255", method="trades")[0].epsilon == 4 / 255
+
+
+PREFIXES = {
+    "--eps": "--epsilon", "--warm": "--warm-up", "--pre": "--pre-trained", "--ca": "--cam", "--dat": "--data",
+    "--no": "--no-cuda", "--batch": "--batch-size", "--save_f": "--save-freq",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_prefix_of_one_published_flag_is_that_flag(prefix):
+    assert normalise_flags([prefix, "x"], PUBLISHED_FLAGS) == [PREFIXES[prefix], "x"]
+    assert normalise_flags([f"{prefix}=x"], PUBLISHED_FLAGS) == [f"{PREFIXES[prefix]}=x"]
+
+
+def test_every_flag_means_itself():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, PartConfig)
+    flags = [flag for flag in re.findall(r"--[a-z0-9-]+", parser.format_help()) if not flag.endswith("-")]
+    assert set(PUBLISHED_FLAGS) <= set(flags)
+    assert normalise_flags(flags, PUBLISHED_FLAGS) == flags
+
+
+@pytest.mark.parametrize(
+    ("script", "shown"),
+    [
+        ("train_eval_part", "part, at, natural (default: part)"),
+        ("train_eval_part_t", "part-t, trades (default: part-t)"),
+        ("train_eval_part_m", "part-m, mart (default: part-m)"),
+    ],
+)
+def test_help_shows_what_the_script_trains(script, shown, capsys):
+    with pytest.raises(SystemExit):
+        getattr(part.cli, script)(["--help"])
+    assert shown in " ".join(capsys.readouterr().out.split())
 
 
 def test_smoke_is_a_tenth_of_the_demo():

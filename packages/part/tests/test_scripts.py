@@ -162,6 +162,11 @@ def test_regional_epsilon_writes_its_table(script, folders, tmp_path):
     assert (tmp_path / "regional/comparison.png").stat().st_size > 5000
     again = script("regional_epsilon.py", *words)
     assert again.stdout.count("nothing to do") == 3
+    other = script("regional_epsilon.py", *words, "--seed", "2")
+    assert other.returncode == 2
+    assert "holds a run with other settings" in other.stderr
+    anew = script("regional_epsilon.py", *words, "--seed", "2", "--overwrite")
+    assert anew.returncode == 0, anew.stderr
 
 
 REFUSALS = {
@@ -177,7 +182,7 @@ REFUSALS = {
     "unknown network": (["--model", "resnet81"], "Unknown"),
     "classes that do not fit": (["--num-class", "100"], "--num-class 100 does not fit cifar10 (10 classes)"),
     "warm-up beyond the end": (["--warm-up", "9"], "--warm-up 9 must not exceed --epochs 2"),
-    "another script's method": (["--method", "mart"], "belongs to another script"),
+    "another script's method": (["--method", "mart"], "Unknown method 'mart'"),
     "a run that is not there": (["--resume", "nowhere"], "no run directory"),
 }
 
@@ -198,7 +203,10 @@ def in_process(capsys):
     from part.cli import train_eval_part
 
     def start(words):
-        code = train_eval_part(list(map(str, words)))
+        try:
+            code = train_eval_part(list(map(str, words)))
+        except SystemExit as left:  # the parser's way to end
+            code = left.code
         return code, capsys.readouterr().err
 
     return start
@@ -209,6 +217,13 @@ def test_resume_with_other_settings_says_which(in_process, whole_runs):
     assert code == 2
     assert "--lr 0.5 (the run has 0.01)" in err
     assert "--seed" not in err
+
+
+def test_another_script_does_not_resume(whole_runs, capsys):
+    from part.cli import train_eval_part_t
+
+    assert train_eval_part_t(["--resume", str(whole_runs["float32"])]) == 2
+    assert "holds a run of part, which train_eval_part_t.py does not train" in capsys.readouterr().err
 
 
 def test_resume_with_changed_data_is_refused(in_process, whole_runs, tmp_path, folders):

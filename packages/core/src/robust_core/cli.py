@@ -9,7 +9,7 @@ import argparse
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,6 +53,7 @@ def truth(text: str) -> bool:
         "0": False,
         "no": False,
         "off": False,
+        "": False,
     }
     try:
         return words[text.strip().lower()]
@@ -70,10 +71,11 @@ def _word(kind: str, choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-def normalise_flags(arguments: Sequence[str]) -> list[str]:
+def normalise_flags(arguments: Sequence[str], published: Collection[str] = ()) -> list[str]:
     """Return the arguments with ``_`` in long flags written as ``-`` (values are left alone).
 
-    A negative number is tied to its flag, so that it is refused for its value and not taken for a flag.
+    A negative number is tied to its flag, so that it is refused for its value and not taken for a flag. What
+    abbreviates exactly one of the ``published`` flags is that flag, whatever flags of ours begin likewise.
 
     >>> normalise_flags(["--rand_init", "False", "--data_dir=a_b", "--epsilon", "-8/255"])
     ['--rand-init', 'False', '--data-dir=a_b', '--epsilon=-8/255']
@@ -82,7 +84,9 @@ def normalise_flags(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("--"):
             flag, sign, value = argument.partition("=")
-            result.append(flag.replace("_", "-") + sign + value)
+            flag = flag.replace("_", "-")
+            meant = [name for name in published if name.startswith(flag)] if len(flag) > 2 else []
+            result.append((meant[0] if len(meant) == 1 else flag) + sign + value)
         elif (
             re.match(r"-[\d.]", argument) and result and result[-1].startswith("--") and "=" not in result[-1]
         ):
@@ -100,22 +104,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"error: {self.prog}: {message}; --help lists all flags\n")
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type[RunConfig]) -> None:
-    """Add one flag per setting of ``kind``; only given flags appear in the result of parsing."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    kind: type[RunConfig],
+    choices: Mapping[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Add one flag per setting of ``kind``; only given flags appear in the result of parsing.
+
+    ``choices`` narrows what a setting may be in this script; the first is shown as the default.
+    """
+    narrowed = choices or {}
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for entry in fields(kind):
         title = entry.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_flag(groups[title], entry, hints[entry.name])
+        _add_flag(groups[title], entry, hints[entry.name], narrowed.get(entry.name, ()))
 
 
-def _add_flag(group: Any, entry: Field[Any], hint: Any) -> None:
+def _add_flag(group: Any, entry: Field[Any], hint: Any, narrowed: tuple[str, ...]) -> None:
     flag = "--" + entry.name.replace("_", "-")
     extra = list(entry.metadata["flags"])
-    choices = tuple(entry.metadata["choices"])
-    shown = _shown(entry)
+    choices = narrowed or tuple(entry.metadata["choices"])
+    shown = narrowed[0] if narrowed else _shown(entry)
     note = f"{entry.metadata['help']} (default: {shown})" if shown else str(entry.metadata["help"])
     if choices:
         note = f"{entry.metadata['help']}: {', '.join(choices)} (default: {shown})"
@@ -151,15 +163,18 @@ def _shown(entry: Field[Any]) -> str:
     return str(entry.default)
 
 
-def guarded(run: Callable[[], object]) -> int:
-    """Run a script's body; a user's mistake ends in one sentence and exit code 2, never in a traceback."""
+def guarded(run: Callable[[], object], again: str = "continue with --resume and the run's directory") -> int:
+    """Run a script's body; a user's mistake ends in one sentence and exit code 2, never in a traceback.
+
+    ``again`` tells who interrupts it how to go on.
+    """
     try:
         run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted: continue with --resume and the run's directory", file=sys.stderr)
+        print(f"interrupted: {again}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -52,15 +52,13 @@ def write_whole(path: Path, content: bytes | str) -> None:
         raise told(error, path) from error
 
 
-def told(error: OSError, path: Path) -> Exception:
-    """Return the sentence for a write that failed; an error of another kind unchanged."""
+def told(error: OSError, path: Path) -> UserError:
+    """Return the sentence for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(
             f"No space left to write '{path}'; free some, then continue with --resume (earlier files are intact)."
         )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"Cannot write '{path}' ({error.strerror}); choose another --run-dir.")
-    return error
+    return UserError(f"Cannot write '{path}' ({error.strerror}); choose another --run-dir.")
 
 
 def write_json(path: Path, value: Any) -> None:

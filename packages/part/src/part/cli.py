@@ -17,6 +17,29 @@ from robust_core.training import RunDirectory
 
 __all__ = ["train_eval_part", "train_eval_part_m", "train_eval_part_t"]
 
+PUBLISHED_FLAGS = (
+    *("--batch-size", "--epochs", "--weight-decay", "--wd", "--lr", "--momentum", "--no-cuda", "--epsilon"),
+    *(
+        "--low-epsilon",
+        "--num-steps",
+        "--num-class",
+        "--step-size",
+        "--beta",
+        "--adjust-first",
+        "--adjust-second",
+    ),
+    *(
+        "--rand-init",
+        "--pre-trained",
+        "--seed",
+        "--log-interval",
+        "--model-dir",
+        "--save-freq",
+        "--save-weights",
+    ),
+    *("--data", "--model", "--warm-up", "--cam", "--attack"),
+)
+
 EPILOG = """
 Without flags the script trains and tests as published, with known faults corrected (README, 'official or
 corrected'); --official restores them. Budgets may be written as fractions: --epsilon 8/255. The run directory
@@ -35,7 +58,7 @@ def _parser(name: str, methods: tuple[str, ...]) -> argparse.ArgumentParser:
         "--resume", metavar="RUN_DIR", help="continue the run in this directory; needs no other flag"
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew where a run lies already")
-    add_flags(parser, PartConfig)
+    add_flags(parser, PartConfig, {"method": methods})
     return parser
 
 
@@ -47,8 +70,13 @@ def _differing(stored: PartConfig, given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _resume(path: Path, given: dict[str, Any]) -> None:
+def _resume(name: str, methods: tuple[str, ...], path: Path, given: dict[str, Any]) -> None:
     stored = config_from_dict(PartConfig, RunDirectory.open(path).record["config"])
+    if stored.method not in methods:
+        raise UserError(
+            f"{path} holds a run of {stored.method}, which {name} does not train; resume it with the script "
+            "that began it."
+        )
     if differing := _differing(stored, given):
         raise UserError(
             f"--resume continues {path} with its own settings, but the command line asks for "
@@ -61,17 +89,15 @@ def _run(name: str, methods: tuple[str, ...], arguments: Sequence[str] | None) -
     import sys
 
     parser = _parser(name, methods)
-    given = vars(parser.parse_args(normalise_flags(sys.argv[1:] if arguments is None else arguments)))
+    given = vars(
+        parser.parse_args(normalise_flags(sys.argv[1:] if arguments is None else arguments, PUBLISHED_FLAGS))
+    )
     resumed, overwrite = given.pop("resume"), given.pop("overwrite")
 
     def body() -> None:
         if resumed is not None:
-            _resume(Path(resumed), given)
+            _resume(name, methods, Path(resumed), given)
             return
-        if given.get("method", methods[0]) not in methods:
-            raise UserError(
-                f"{name} trains {', '.join(methods)}; --method {given['method']} belongs to another script."
-            )
         config, notes = resolve(given, method=methods[0])
         if config.aa_images and autoattack_missing():
             remedy = "pip install 'packages/part[eval]'"

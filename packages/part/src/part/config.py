@@ -131,6 +131,16 @@ class PartConfig(RunConfig):
         """Whether the method uses masks."""
         return self.method.startswith("part")
 
+    @property
+    def uses_stored_budgets(self) -> bool:
+        """Whether budgets come from ``weighted_eps_list.npz`` instead of masks."""
+        return self.pre_trained and self.method == "part" and self.mask_refresh == "batch"
+
+    @property
+    def has_small_budget(self) -> bool:
+        """Whether ``low_epsilon`` is used."""
+        return self.masked
+
     def validate(self) -> None:
         """Refuse settings that cannot work.
 
@@ -138,7 +148,7 @@ class PartConfig(RunConfig):
             UserError: naming the flag, its value and what is expected.
         """
         super().validate()
-        if not 0.0 <= self.low_epsilon <= self.epsilon:
+        if self.has_small_budget and not 0.0 <= self.low_epsilon <= self.epsilon:
             raise UserError(
                 f"--low-epsilon {self.low_epsilon * 255:g}/255 must lie between 0 and --epsilon "
                 f"{self.epsilon * 255:g}/255: it is the budget of the unimportant pixels."
@@ -155,7 +165,14 @@ class PartConfig(RunConfig):
                 )
         if not self.main_steps and self.warm_up > self.epochs:
             raise UserError(
-                f"--warm-up {self.warm_up} must not exceed --epochs {self.epochs}: the epochs include the warm-up."
+                f"--warm-up {self.warm_up} must not exceed --epochs {self.epochs}, which include the warm-up; "
+                "lower --warm-up."
+            )
+        if not (self.epochs or self.natural_steps or self.warm_up_steps or self.main_steps):
+            raise UserError("--epochs 0 leaves nothing to train; expected at least 1.")
+        if self.aa_images < -1:
+            raise UserError(
+                f"--aa-images {self.aa_images} is not possible; expected -1 (all), 0 (none) or more."
             )
         if not 0.0 <= self.beta < float("inf"):
             raise UserError(f"--beta {self.beta} is not possible; expected a number of 0 or more.")
@@ -259,28 +276,39 @@ def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tu
         UserError: for names that do not exist and settings that cannot work.
     """
     given = canonical(given)
-    notes: list[str] = []
     values: dict[str, Any] = {"method": method}
     if given.get("official", False):
         values.update(OFFICIAL)
     scale = str(given.get("scale", "paper"))
     data = str(given.get("data", SCALES[scale].get("data", "cifar10")))
-    if data == "svhn":
-        own = {name: value for name, value in SVHN.items() if name not in given}
-        values.update(own)
-        notes.append("SVHN: published settings " + ", ".join(f"{k} {v:g}" for k, v in own.items()))
-    values.update(SCALES[scale])
-    values.update(given)
-    config = kind(**values)
+    own = SVHN if data == "svhn" else {}
+    scaled = _scale_defaults(scale, given)
+    config = kind(**{**values, **own, **scaled, **given})
     config = replace(config, run_dir=str(run_directory(config)))
     config.validate()
+    used = [f"{name} {value:g}" for name, value in own.items() if name not in {*scaled, *given}]
+    notes = [f"SVHN: published settings {', '.join(used)}"] if used else []
     return config, notes + idle_settings(config, given)
+
+
+def _scale_defaults(scale: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scale's defaults without those that would override what the given flags mean."""
+    replaced = {
+        "epochs": ("warm_up_steps", "main_steps"),
+        "warm_up": ("warm_up_steps",),
+        "adjust_first": ("schedule",),
+        "adjust_second": ("schedule",),
+        "lr_counter": ("schedule",),
+        "aa_images": ("final_tests",),
+    }
+    dropped = {name for flag in replaced if flag in given for name in replaced[flag]}
+    return {name: value for name, value in SCALES[scale].items() if name not in dropped}
 
 
 def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:
     """Return one warning for each given setting that has no effect on this run."""
     trades, mart = config.family == "trades", config.family == "mart"
-    masks = ("low_epsilon", "cam", "save_weights", "mask_rule", "mask_refresh", "cam_class", "mask_control")
+    masks = ("cam", "save_weights", "mask_rule", "mask_refresh", "cam_class", "mask_control")
     conditions = {
         "beta": (trades or mart, "only TRADES and MART have a robust term"),
         "forwards": (trades, "only TRADES passes natural images twice"),
@@ -291,9 +319,17 @@ def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:
             "it is about PART with --attack mma; PGD always starts at random",
         ),
         "pre_trained": (
-            config.method == "part" and config.mask_refresh == "batch",
-            "stored budgets belong to batch numbers: add --mask-refresh batch",
+            config.uses_stored_budgets or not config.pre_trained,
+            "stored budgets belong to PART with --mask-refresh batch",
         ),
+        "low_epsilon": (config.has_small_budget, f"{config.method} has no masks"),
+        "epochs": (not config.main_steps, "--main-steps sets the length"),
+        "warm_up": (not config.warm_up_steps, "--warm-up-steps sets the length"),
+        **dict.fromkeys(
+            ("adjust_first", "adjust_second", "lr_counter"),
+            (config.schedule == "step", "it is about --schedule step"),
+        ),
+        "aa_images": (config.final_tests == "all" or not config.aa_images, "it is about --final-tests all"),
         **dict.fromkeys(masks, (config.masked, f"{config.method} has no masks")),
     }
     return [

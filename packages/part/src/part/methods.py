@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,24 +26,32 @@ class StoredBudgets:
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 names = [f"arr_{index}" for index in range(len(archive.files))]
                 self.budgets = [torch.from_numpy(archive[name]).float().to(device) for name in names]
         except FileNotFoundError:
             raise UserError(
                 f"'{path}' is not there: --pre-trained reads budgets from it; leave the flag out."
             ) from None
-        except (ValueError, KeyError, OSError):
+        except (ValueError, KeyError, OSError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
             raise UserError(
                 f"'{path}' holds no budgets: expected float arrays arr_0, arr_1, ... per batch."
             ) from None
+        for number, budget in enumerate(self.budgets):
+            if not bool(((budget >= 0) & (budget <= 1)).all()):
+                raise UserError(
+                    f"'{path}' has budgets outside of [0, 1] in arr_{number}; expected budgets of pixels in "
+                    "[0, 1], e.g. 8/255."
+                )
 
-    def read(self, number: int, count: int, rows: tuple[int, int]) -> Tensor:
-        """Return the budgets of ``rows`` of batch ``number``, which has ``count`` images."""
-        if number >= len(self.budgets) or self.budgets[number].shape[0] != count:
+    def read(self, number: int, count: int, rows: tuple[int, int], image: torch.Size) -> Tensor:
+        """Return the budgets of ``rows`` of batch ``number``, which has ``count`` images ``(C, H, W)``."""
+        allowed = [(count, *image), (count, 1, *image[1:])]
+        if number >= len(self.budgets) or tuple(self.budgets[number].shape) not in allowed:
             have = tuple(self.budgets[number].shape) if number < len(self.budgets) else "nothing"
             raise UserError(
-                f"weighted_eps_list.npz has {have} for batch {number}; expected budgets of {count} images."
+                f"weighted_eps_list.npz has {have} for batch {number}; expected {allowed[0]}: make it with this "
+                "batch size and data, or leave --pre-trained out."
             )
         return self.budgets[number][rows[0] : rows[1]]
 
@@ -104,7 +113,7 @@ class Part:
             return self.rule.budget(mask, **limits), mean_density(mask), seen.logits
         number = self._batch_number(context)
         if self.budgets is not None:
-            eps = self.budgets.read(number, context.global_size, context.rows)
+            eps = self.budgets.read(number, context.global_size, context.rows, batch.images.shape[1:])
             eps = eps.to(batch.images.device)
             return eps, (eps > self.low_eps * (1 + 1e-6)).float().mean(), None
         mask = self.masks.read(batch, number * self.batch_size + context.rows[0])

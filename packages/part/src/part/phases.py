@@ -65,7 +65,6 @@ def main_method(config: PartConfig) -> Method:
     if not config.masked:
         return Adversarial(BASELINE[config.family], attack, outer)
     info = dataset_info(config.data)
-    stored = config.pre_trained and config.mask_refresh == "batch"
     return Part(
         name=config.method.upper(),
         attack=attack,
@@ -76,7 +75,7 @@ def main_method(config: PartConfig) -> Method:
         save_weights=config.save_weights,
         batch_size=config.batch_size,
         augment=info.crop_padding > 0 or info.flip,
-        budgets=StoredBudgets(Path("weighted_eps_list.npz")) if stored else None,
+        budgets=StoredBudgets(Path("weighted_eps_list.npz")) if config.uses_stored_budgets else None,
     )
 
 
@@ -87,22 +86,26 @@ def warm_up_method(config: PartConfig) -> Method:
     return Adversarial(BASELINE[config.family], inner_attack(config, warm_up=True), outer_loss(config))
 
 
-def _rates(config: PartConfig) -> tuple[Rate, Rate]:
-    """Return the rates of warm-up and main phase."""
+def _rates(config: PartConfig, warm_up_begins: int, main_begins: int) -> tuple[Rate, Rate]:
+    """Return the rates of warm-up and main phase, which begin after so many epochs of the run."""
     if config.schedule == "linear":
         return Rate("constant", config.lr), Rate("linear", config.lr)
-    step = Rate("step", config.lr, config.adjust_first, config.adjust_second)
+    milestones = (config.lr, config.adjust_first, config.adjust_second)
     if config.lr_counter == "restarted":
-        return Rate("constant", config.lr), step
-    later = Rate("step", config.lr, config.adjust_first, config.adjust_second, epoch_offset=config.warm_up)
-    return step, later
+        return Rate("constant", config.lr), Rate("step", *milestones)
+    return (
+        Rate("step", *milestones, epoch_offset=warm_up_begins),
+        Rate("step", *milestones, epoch_offset=main_begins),
+    )
 
 
 def build_phases(config: PartConfig, epoch_steps: int) -> list[Phase]:
     """Return the phases of a run whose epochs have ``epoch_steps`` steps; phases of no step are left out."""
-    warm_rate, main_rate = _rates(config)
     warm_steps = config.warm_up_steps or config.warm_up * epoch_steps
     main_steps = config.main_steps or (config.epochs - config.warm_up) * epoch_steps
+    warm_rate, main_rate = _rates(
+        config, config.natural_steps // epoch_steps, (config.natural_steps + warm_steps) // epoch_steps
+    )
     phases = [
         Phase("natural", Natural(), config.natural_steps, Rate("constant", config.lr)),
         Phase("warm-up", warm_up_method(config), warm_steps, warm_rate),

@@ -20,6 +20,7 @@ from part.phases import build_phases, inner_attack, outer_loss
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.config import option
 from robust_core.data import Batch
+from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation, protocol, wilson
 from robust_core.reporting import MethodResult, Table, comparison_figure, save_figure, share_cell
 from robust_core.session import Beginning, Plan, Session, execute, resume
@@ -43,6 +44,11 @@ class RegionalConfig(PartConfig):
     placement: str = option(
         "bottom-right", "quadrant of the small budget", choices=PLACEMENTS, group="method"
     )
+
+    @property
+    def has_small_budget(self) -> bool:
+        """Whether ``low_epsilon`` is used: always."""
+        return True
 
 
 def quadrant_budget(size: tuple[int, int], placement: str, *, eps: float, low_eps: float) -> Tensor:
@@ -96,21 +102,26 @@ class RegionalPlan:
         return {"placement": session.config.placement, "summary": evaluation.summary()}
 
 
-def run_both(config: RegionalConfig, folder: Path) -> Table:
-    """Train both placements from one shared beginning; writes table.md and comparison.png into ``folder``."""
+def run_both(config: RegionalConfig, folder: Path, *, overwrite: bool = False) -> Table:
+    """Train both placements from one shared beginning; writes table.md and comparison.png into ``folder``.
+
+    Runs that lie there are continued, or taken as they are; ``overwrite`` begins them anew.
+    """
     plan: Plan[RegionalConfig] = RegionalPlan()
-    beginning = _carry_out(config, Beginning(plan, -1), folder / "beginning", None)
+    beginning = _carry_out(config, Beginning(plan, -1), folder / "beginning", None, overwrite)
     rows, results = [], []
     for placement in PLACEMENTS:
-        run = _carry_out(replace(config, placement=placement), plan, folder / placement, beginning.path)
+        run = _carry_out(
+            replace(config, placement=placement), plan, folder / placement, beginning.path, overwrite
+        )
         evaluation = load_evaluation(run.path / "evaluation", "pgd-20")
         natural, robust = evaluation.natural, evaluation.last["pgd-20"]
         shown = [wilson(int(bits.sum()), len(bits)) for bits in (natural, robust)]
         cells = [share_cell(interval.estimate, (interval.low, interval.high)) for interval in shown]
-        published = [f"{value:.2f}" for value in PUBLISHED[placement]]
+        comparable = config.scale == "paper"
+        published = [f"{value:.2f}" if comparable else "–" for value in PUBLISHED[placement]]
         rows.append((f"{placement} quadrant", *cells, *published))
         natural_then, robust_then = (value / 100 for value in PUBLISHED[placement])
-        comparable = config.scale == "paper"
         results.append(
             MethodResult(
                 placement,
@@ -136,19 +147,27 @@ def run_both(config: RegionalConfig, folder: Path) -> Table:
 
 
 def _carry_out(
-    config: RegionalConfig, plan: Plan[RegionalConfig], path: Path, donor: Path | None
+    config: RegionalConfig, plan: Plan[RegionalConfig], path: Path, donor: Path | None, overwrite: bool
 ) -> RunDirectory:
+    """Take a run as it is if it is finished, continue it if it is not, begin it if it is not there."""
     config = replace(config, run_dir=str(path))
-    if (path / "config.json").exists() and RunDirectory.open(path).record["config"] == config.to_dict():
+    if overwrite or not (path / "config.json").exists():
+        return execute(config, plan, path, overwrite=overwrite, fork_from=donor)
+    if RunDirectory.open(path).record["config"] == config.to_dict():
         return resume(config, plan, path)
-    return execute(config, plan, path, fork_from=donor)
+    raise UserError(
+        f"'{path}' holds a run with other settings; choose another --run-dir, or start anew with --overwrite."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``regional_epsilon.py``; returns the exit code."""
     parser = Parser(prog="regional_epsilon.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--overwrite", action="store_true", help="start anew where runs lie already")
     add_flags(parser, RegionalConfig)
     given = vars(parser.parse_args(normalise_flags(sys.argv[1:] if arguments is None else arguments)))
+
+    overwrite = given.pop("overwrite")
 
     def body() -> None:
         scale = given.get("scale", "paper")
@@ -156,10 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, notes = resolve_as(RegionalConfig, {"validation": 0, **given}, method="at")
         for note in notes:
             print(note)
-        print(run_both(config, folder).text())
+        print(run_both(config, folder, overwrite=overwrite).text())
         print(f"table and figure: {folder}")
 
-    return guarded(body)
+    return guarded(body, "the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ SHARED = (
     *("data", "data_dir", "train_subset", "validation", "subset_seed", "curve_images", "model", "normalize"),
     *("batch_size", "momentum", "weight_decay", "nesterov", "accumulate", "ema", "epsilon", "step_size"),
     *("seed", "device", "no_cuda", "threads", "precision", "train_precision", "compile", "sync_bn"),
-    *("log_interval", "checkpoint_every"),
+    *("selection", "log_interval", "checkpoint_every"),
 )
 """Settings that decide a run's beginning together with its phases' keys."""
 
@@ -47,7 +47,10 @@ class Reproduction:
         self._train_images: dict[str, int] = {}
 
     def run(self, rows: list[Row], seeds: tuple[int, ...]) -> ResultFile:
-        """Run every row with every seed, but what is finished with the same settings; returns all results."""
+        """Run every row with every seed, but what is finished with the same settings.
+
+        Returns all results of these settings, earlier ones of other rows and seeds too.
+        """
         for seed in seeds:
             pending = {}
             for row in rows:
@@ -57,7 +60,17 @@ class Reproduction:
                 else:
                     pending[row.name] = config
             self._run_seed({row.name: row for row in rows}, pending, seed)
-        return self.results
+        same = self.results.only(self._has_present_settings)
+        if left_out := len(self.results.entries) - len(same.entries):
+            self.say(f"{left_out} results with other settings in {self.results.path} are not in the table")
+        return same
+
+    def _has_present_settings(self, entry: Entry) -> bool:
+        rows = [row for row in self.paper.at(self.scale) if row.name == entry.row]
+        if not rows:
+            return False
+        config, _ = self._resolved(rows[0], entry.seed)
+        return self.results.has(entry.row, entry.seed, settings_of(config))
 
     def _run_seed(self, rows: Mapping[str, Row], configs: Mapping[str, Any], seed: int) -> None:
         """Train what the rows share once, then the rows; each result is saved at once."""
@@ -70,7 +83,9 @@ class Reproduction:
             for phases, key in beginnings[name]:
                 path = self.folder / "shared" / key
                 title = f"shared beginning {key[:6]}"
-                tasks.setdefault(path, Task(self.paper.name, title, configs[name], path, phases, donor))
+                tasks.setdefault(
+                    path, Task(self.paper.name, title, configs[name], path, phases, donor, self.force)
+                )
                 donor = path
             path = Path(configs[name].run_dir)
             names[path] = name
@@ -87,12 +102,15 @@ class Reproduction:
 
     def configure(self, row: Row, seed: int) -> Any:
         """Return a row's configuration: the scale's defaults, the row's settings, the user's flags."""
-        values = {**self.given, **row.settings, "scale": self.scale, "seed": seed}
-        values["run_dir"] = str(self.folder / f"{row.name}-seed{seed}")
-        config, notes = self.paper.resolve(values)
+        config, notes = self._resolved(row, seed)
         for note in notes:
             self.say(note)
         return config
+
+    def _resolved(self, row: Row, seed: int) -> tuple[Any, list[str]]:
+        values = {**self.given, **row.settings, "scale": self.scale, "seed": seed}
+        values["run_dir"] = str(self.folder / f"{row.name}-seed{seed}")
+        return self.paper.resolve(values)
 
     def _epoch_steps(self, config: RunConfig) -> int:
         """Return the steps of one epoch, which the lengths of phases depend on."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,11 @@ def unpacked(text: str, count: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished run. ``record`` maps columns to packed booleans, one per test image."""
+    """One finished run.
+
+    ``record`` maps columns to packed booleans, one per test image; ``attacked/COLUMN`` says which images a column
+    is about, where it is not all.
+    """
 
     row: str
     seed: int
@@ -49,7 +55,11 @@ class Entry:
         """Return the entry of a finished run directory that was evaluated under ``protocol``."""
         evaluation = load_evaluation(run.path / "evaluation", protocol)
         columns = {"natural": evaluation.natural, "robust": evaluation.worst_case()}
-        columns.update(evaluation.last)
+        for name, right in evaluation.last.items():
+            columns[name] = right
+            attacked = evaluation.attacked[name]
+            if not attacked.all():
+                columns[f"attacked/{name}"] = attacked
         return cls(
             row=row,
             seed=seed,
@@ -65,8 +75,12 @@ class Entry:
         )
 
     def bits(self, column: str) -> NDArray[np.bool_] | None:
-        """Return the record of a column, or None where it was not run."""
-        return unpacked(self.record[column], self.images) if column in self.record else None
+        """Return the record of a column over the images that it attacked, or None where it was not run."""
+        if column not in self.record:
+            return None
+        bits = unpacked(self.record[column], self.images)
+        attacked = self.record.get(f"attacked/{column}")
+        return bits if attacked is None else bits[unpacked(attacked, self.images)]
 
     def accuracy(self, column: str) -> float | None:
         """Return the share of images that were right in a column."""
@@ -113,6 +127,12 @@ class ResultFile:
             "entries": [asdict(item) for item in self.entries],
         }
         write_json(self.path, content)
+
+    def only(self, keep: Callable[[Entry], bool]) -> ResultFile:
+        """Return these results without the entries that ``keep`` refuses; the file stays as it is."""
+        chosen = copy.copy(self)
+        chosen.entries = [entry for entry in self.entries if keep(entry)]
+        return chosen
 
     def of_row(self, row: str) -> list[Entry]:
         """Return the entries of a row, by seed."""

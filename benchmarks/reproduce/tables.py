@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
 from robust_core.evaluation import holm, paired_difference, t_interval, wilson
-from robust_core.evaluation.intervals import Interval
+from robust_core.evaluation.intervals import MIN_IMAGES, Interval
 from robust_core.reporting import (
     MethodResult,
     Notice,
@@ -37,7 +37,8 @@ def interval_of(entries: Sequence[Entry], column: str) -> Interval | None:
     if len(values) > 1:
         return t_interval(values)
     entry = next(entry for entry in entries if column in entry.record)
-    return wilson(round(values[0] * entry.images), entry.images)
+    bits = entry.bits(column)
+    return None if bits is None else wilson(int(bits.sum()), len(bits))
 
 
 def _cell(interval: Interval | None) -> str:
@@ -102,7 +103,10 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
     """Return each method minus the reference, paired by seed and image; None with fewer than two methods."""
     reference = {entry.seed: entry for entry in results.of_row(paper.reference)}
     column = paper.columns[0][0]
-    lines, p_values = [], []
+    lines: list[tuple[str, ...]] = []
+    p_values: list[float] = []
+    over: set[str] = set()
+    claimable = True
     for row in rows:
         pairs = [(e, reference[e.seed]) for e in results.of_row(row.name) if e.seed in reference]
         if row.name in (paper.reference, "natural") or not pairs:
@@ -115,19 +119,32 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
             low, high = found.interval.low, found.interval.high
             cells.append(f"{100 * found.interval.estimate:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
             p_values.append(found.p_value)
+            over.add(found.over)
+            claimable &= found.claimable
         lines.append((*cells, str(len(pairs))))
     if not lines:
         return None
-    adjusted = ["<0.001" if p < 0.0005 else f"{p:.3f}" for p in holm(p_values)]
+    adjusted = [_p_cell(p) if claimable else "–" for p in holm(p_values)]
     filled = [(c[0], c[1], adjusted[2 * i], c[2], adjusted[2 * i + 1], c[3]) for i, c in enumerate(lines)]
     title = next(row.title for row in paper.rows if row.name == paper.reference)
     heads = ("method", "natural", "p (Holm)", paper.columns[0][1], "p (Holm)", "seeds")
-    several = any(len(results.of_row(row.name)) > 1 for row in rows)
-    over = "seeds (t)" if several else "images (bootstrap; McNemar's test), for this one seed only"
-    note = (
-        f"Points against {title}, paired by seed and image; 95% intervals over {over}; p adjusted together."
-    )
-    return Table(heads, tuple(filled), title=f"Difference to {title}", notes=(note,))
+    kinds = {
+        "seeds": "seeds (t) where there are several",
+        "images": "images (bootstrap; McNemar's test) where there is one seed, and for that seed only",
+    }
+    notes = [
+        f"Points against {title}, paired by seed and image; 95% intervals over "
+        f"{' and over '.join(kinds[kind] for kind in sorted(over, reverse=True))}; p adjusted together."
+    ]
+    if not claimable:
+        notes.append(
+            f"Fewer than {MIN_IMAGES} images: nothing is claimed of these differences, and no p is given."
+        )
+    return Table(heads, tuple(filled), title=f"Difference to {title}", notes=tuple(notes))
+
+
+def _p_cell(p: float) -> str:
+    return "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def _figure_rows(results: ResultFile, rows: Sequence[Row], column: str) -> list[MethodResult]:

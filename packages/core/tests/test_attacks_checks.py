@@ -1,14 +1,38 @@
 """Each refusal of the attacks, with its message."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from small_nets import ConvNet
 
-from robust_core.attacks import apgd, mma, pgd
+from robust_core.attacks import apgd, mma, pgd, pgd_under_cam
 from robust_core.attacks.objectives import dlr, targeted_dlr
 from robust_core.errors import UserError
+from robust_core.models import FrozenView, build_model
 
 NAN = float("nan")
+KL = {"loss": "kl"}
+
+
+class Returning(torch.nn.Module):
+    """A network whose logits go through ``change``."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = ConvNet(), change
+
+    def forward(self, images):
+        return self.change(self.net(images))
+
+
+def ours():
+    return build_model("resnet8-s2", 10, seed=0).eval()
+
+
+def under_cam(model, images, labels, *, eps, **settings):
+    return pgd_under_cam(model, images, labels, budget=eps, **settings)
 
 
 def call(attack=pgd, model=None, **changes):
@@ -78,6 +102,44 @@ def call(attack=pgd, model=None, **changes):
         ({"attack": apgd, "targets": -1}, "targets is -1"),
         ({"attack": apgd, "loss": "dlr", "model": lambda images: images.flatten(1)[:, :2],
           "labels": torch.zeros(4).long()}, "dlr objective needs at least 3 classes, the network has 2: use the"),
+        ({"model": Returning(lambda logits: (logits, 0))}, r"model returned a tuple, expected logits \(4, classes\)"),
+        ({"model": FrozenView(Returning(lambda logits: {"logits": logits})), "keep": "best", "steps": 0},
+         "model returned a dict, expected logits"),
+        ({"model": lambda images: (images, 0)}, "model returned a tuple, expected logits"),
+        ({"attack": mma, "model": Returning(lambda logits: [logits])}, "model returned a list, expected logits"),
+        ({"attack": apgd, "model": lambda images: (images, 0), **KL}, "model returned a tuple, expected logits"),
+        ({"model": ours(), "images": torch.rand(4, 1, 8, 8)}, r"\(4, 1, 8, 8\), but resnet8-s2 takes \(N, 3, H, W\)"),
+        ({"model": ours(), "images": torch.rand(4, 4, 8, 8)}, r"\(4, 4, 8, 8\), but resnet8-s2 takes \(N, 3, H, W\)"),
+        ({"model": FrozenView(ours()), "images": torch.rand(4, 192)}, r"shape \(4, 192\), but resnet8-s2 takes"),
+        ({"attack": apgd, "model": ours(), "images": torch.rand(4, 1, 3, 8, 8)}, "takes \\(N, 3, H, W\\)"),
+        ({"attack": mma, "model": ours(), "images": torch.rand(4, 3, 8)}, "takes \\(N, 3, H, W\\)"),
+        (KL | {"reference_logits": torch.zeros(4, 7)}, r"reference logits have shape \(4, 7\), the model's \(4, 5\)"),
+        (KL | {"reference_logits": torch.zeros(4, 1)}, r"reference logits have shape \(4, 1\), the model's \(4, 5\)"),
+        (KL | {"reference_logits": torch.zeros(3, 5)}, r"reference_logits is shape \(3, 5\), expected a tensor \(4, "),
+        (KL | {"reference_logits": "natural"}, "reference_logits is str, expected a tensor"),
+        (KL | {"reference_logits": torch.full((4, 5), NAN)}, "reference_logits holds NaN"),
+        (KL | {"reference_logits": torch.zeros(4, 5).long()}, r"reference_logits holds torch\.int64"),
+        (KL | {"reference_logits": torch.zeros(4, 5, device="meta")}, "reference_logits is on meta"),
+        ({"attack": mma, "reference_logits": "natural"}, "reference_logits is str, expected a tensor"),
+        ({"loss": lambda logits, labels: logits.detach().sum(1)}, "loss has no gradient with respect to the logits"),
+        ({"loss": lambda logits, labels: 3.0}, r"loss returned a float, expected \(4,\)"),
+        ({"model": lambda images: torch.zeros(4, 5)}, "logits have no gradient with respect to the images"),
+        ({"model": lambda images: torch.zeros(4, 5, requires_grad=True)}, "logits have no gradient with respect"),
+        ({"model": Returning(torch.Tensor.detach), "attack": apgd}, "logits have no gradient with respect"),
+        ({"model": Returning(lambda logits: logits * NAN)}, "model's logits are NaN"),
+        ({"model": Returning(lambda logits: logits * NAN), "early_stop": True}, "model's logits are NaN"),
+        ({"attack": mma, "model": Returning(lambda logits: logits * NAN)}, "model's logits are NaN"),
+        ({"attack": apgd, "loss": "dlr-targeted", "model": Returning(lambda logits: logits * NAN)}, "logits are NaN"),
+        ({"loss": lambda logits, labels: (logits.sum(1) - 1e9).log()}, "loss is NaN although the logits are numbers"),
+        ({"start": torch.full((4, 3, 8, 8), NAN)}, "start holds .*NaN"),
+        ({"generator": 7}, r"generator is 7, expected a torch\.Generator"),
+        ({"attack": apgd, "generator": 7}, r"generator is 7, expected a torch\.Generator"),
+        ({"eps": torch.full((4,), 0.1 + 0j)}, r"eps is a tensor of torch\.complex64, expected numbers"),
+        ({"eps": torch.ones(4, dtype=torch.bool)}, r"eps is a tensor of torch\.bool, expected numbers"),
+        ({"eps": True}, "eps is True, expected a number"),
+        ({"steps": np.float64(2)}, "expected a whole number"),
+        ({"attack": under_cam, "eps": 8 / 255}, "budget is 0.03.*, expected a function from the CAM to eps"),
+        ({"attack": under_cam, "eps": lambda cam: "8/255"}, "eps is '8/255', expected a number"),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_told(changes, message):
@@ -100,3 +162,41 @@ def test_limits_are_allowed():
     assert torch.equal(call(images=images, labels=torch.tensor([0, 4]), eps=0, steps=0), images)
     call(eps=torch.tensor(0.1), norm="l2")
     call(eps=torch.full((4, 1, 1, 1), 2.0), norm="l2")
+
+
+@pytest.mark.parametrize("attack", [pgd, mma])
+def test_numbers_of_other_libraries_are_numbers(attack):
+    expected = call(attack, eps=0.125, step_size=0.25, steps=2)
+    changes = {"eps": np.float32(0.125), "step_size": Fraction(1, 4), "steps": np.int64(2)}
+    if attack is mma:
+        changes["targets"] = np.int32(3)
+    assert torch.equal(call(attack, **changes), expected)
+    assert torch.equal(call(apgd, eps=np.float64(0.125), steps=np.int64(3)), call(apgd, eps=0.125, steps=3))
+
+
+def test_masked_classes_are_no_fault():
+    def without_the_last(logits):
+        return torch.cat([logits[:, :4], torch.full((4, 1), -torch.inf)], dim=1)
+
+    assert call(model=Returning(without_the_last)).isfinite().all()
+
+
+def test_an_attribute_error_of_the_model_stays_its_own():
+    class Unfinished(torch.nn.Module):
+        def forward(self, images):
+            return self.missing(images)
+
+    with pytest.raises(AttributeError, match="missing"):
+        call(model=Unfinished())
+
+
+def test_nan_is_looked_for_once_a_call():
+    """The later passes may not wait for the device."""
+    passes = []
+
+    def loss(logits, labels):
+        passes.append(len(passes))
+        return logits.sum(1) * (1.0 if len(passes) == 1 else NAN)
+
+    call(loss=loss, steps=3)
+    assert len(passes) == 3

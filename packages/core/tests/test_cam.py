@@ -102,7 +102,7 @@ def test_a_map_worked_out_by_hand() -> None:
         def pooled_head(self) -> PooledHead:
             return PooledHead(norm=None, relu=False, pool=None, linear=self.linear)
 
-    images = torch.tensor([[[[0.5, 1.0]], [[0.25, 0.0]], [[9.0, 9.0]]]])
+    images = torch.tensor([[[[0.5, 1.0]], [[0.25, 0.0]], [[0.9, 0.9]]]])
     for method, expected in (("gradcam", [0.0, 1.0]), ("xgradcam", [0.0, 1.0]), ("layercam", [0.5, 1.0])):
         result = class_activation_map(Tiny(), images, method=method)
         assert result.classes.tolist() == [0]
@@ -241,6 +241,14 @@ def test_a_map_is_that_of_evaluation_mode_whatever_the_mode() -> None:
         ({"classes": torch.zeros(4)}, "type torch.float32"),
         ({"classes": torch.tensor([0, 1, 2, 6])}, "classes reach from 0 to 6.* 0 to 5"),
         ({"classes": torch.tensor([0, -1, 2, 3])}, "classes reach from -1 to 3"),
+        ({"classes": [0, 1, 2, 3]}, "classes is list; give 4 integers"),
+        ({"classes": torch.ones(4, dtype=torch.bool)}, "type torch.bool"),
+        ({"images": 255 * images_of()}, r"lie in .*expected \[0, 1\]: divide 8-bit images by 255"),
+        ({"images": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}, r"uint8: give float32"),
+        ({"images": torch.full((4, 3, 32, 32), torch.nan)}, "images hold NaN"),
+        ({"images": torch.zeros(4, 1, 32, 32)}, r"\(4, 1, 32, 32\), but resnet8-s2 takes \(N, 3, H, W\)"),
+        ({"images": "cat.png"}, "images are str: give a tensor"),
+        ({"method": None}, "Unknown class activation map 'None'"),
         ({"model": nn.Flatten()}, "Flatten has no feature map"),
         ({"model": lambda images: images}, "not a function of images"),
     ],
@@ -251,7 +259,21 @@ def test_bad_arguments_are_named(change: dict[str, object], message: str) -> Non
         class_activation_map(**arguments)  # type: ignore[arg-type]
     if "method" in change:
         with pytest.raises(UserError, match=message):
-            cam_of_features(FrozenView(network("resnet8-s2")), *[images_of()] * 2, method="grad-cam")
+            cam_of_features(FrozenView(network("resnet8-s2")), *[images_of()] * 2, method=change["method"])
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (torch.rand(4, 4), r"maps are shape \(4, 4\), expected a tensor \(N, h, w\).*maps\[None\]"),
+        (torch.rand(2, 1, 4, 4), r"shape \(2, 1, 4, 4\).*without a channel axis"),
+        (torch.rand(2, 0, 4), r"shape \(2, 0, 4\)"),
+        (np.zeros((2, 4, 4)), "maps are ndarray"),
+    ],
+)
+def test_what_is_no_batch_of_maps_is_refused(maps: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        normalize_map(maps)  # type: ignore[arg-type]
 
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}

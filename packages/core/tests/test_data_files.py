@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,9 +93,9 @@ def test_a_missing_split_an_unknown_class_and_no_image(tmp_path):
     [
         (encoded(1)[:-30], "truncated or corrupt"),
         (encoded(1, "JPEG")[:300], "truncated or corrupt"),
-        (b"", "truncated or corrupt"),
+        (b"", r"truncated or corrupt \(it is empty\)"),
         (encoded(1)[:40] + b"\xff\xff" + encoded(1)[42:], "truncated or corrupt"),
-        (encoded(1, "GIF"), "truncated or corrupt"),
+        (encoded(1, "GIF"), r"truncated or corrupt \(no PNG, JPEG, BMP in it\)"),
         (encoded(1, size=31), "has 31x31 pixels, expected 32x32"),
     ],
     ids=["cut PNG", "cut JPEG", "empty", "flipped bytes", "GIF", "size"],
@@ -106,6 +107,21 @@ def test_a_bad_image_is_named(tmp_path, content, message):
         load("cifar10", tmp_path)
     assert str(tmp_path / "train" / "bird" / "1.png") in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert " at 0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(Path.mkdir, "Is a directory"), (lambda path: path.symlink_to("nowhere"), "No such file or directory")],
+    ids=["folder", "dangling link"],
+)
+def test_what_is_no_file_is_named_once(tmp_path, make, message):
+    write_folders(tmp_path, COUNTS, "train")
+    odd = tmp_path / "train" / "bird" / "9.png"
+    make(odd)
+    with pytest.raises(UserError, match=message) as caught:
+        load("cifar10", tmp_path)
+    assert str(caught.value) == f"The image {odd} cannot be read ({message}); replace or remove it."
 
 
 def test_an_archive_comes_in_turn(tmp_path):

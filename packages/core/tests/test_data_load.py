@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_data import write_folders
+from fake_data import cifar_batch, write_cifar10, write_folders
 
 from robust_core.data import ImageSet, dataset_info, list_datasets, load_dataset
 from robust_core.errors import UserError
@@ -75,3 +75,25 @@ def test_image_set_moves_and_shrinks():
     assert part.indices.tolist() == [5, 3]
     assert torch.equal(part.groups, dataset.groups[[5, 3]])
     assert torch.equal(part.pixels(slice(0, 1)), dataset.images[5:6].float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None,), r"Unknown dataset 'None'\. Known: cifar10"),
+        (("cifar10", 3), "root is 3, expected the path of a folder"),
+        (("cifar10", None, None), "Unknown split of CIFAR-10 'None'"),
+        (("cifar10", None, ["train"]), "Unknown split of CIFAR-10"),
+    ],
+)
+def test_what_is_no_name_and_no_path_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(*arguments, download=False)
+
+
+def test_files_without_an_image_are_refused(tmp_path):
+    for path in write_cifar10(tmp_path, [0]).iterdir():
+        path.write_bytes(cifar_batch([], protocol=4))
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=rf"CIFAR-10 in .* hold no image of split '{split}'; get a fresh"):
+            load_dataset("cifar10", tmp_path, split, download=False)

@@ -59,15 +59,54 @@ def test_wrong_at_zero_perturbation_is_not_robust_even_if_the_attack_repairs_it(
     assert not (found.robust["plain"] & ~right).any()
 
 
-def test_logits_that_are_not_finite_count_as_wrong():
-    class Broken(nn.Module):
-        def forward(self, images):
-            logits = torch.zeros(len(images), 3)
-            logits[:, 0] = torch.nan
-            return logits
+class Broken(nn.Module):
+    """Its logits are NaN for the images with a white pixel."""
 
+    def forward(self, images):
+        logits = torch.zeros(len(images), 3)
+        logits[:, 0] = torch.where(images.flatten(1).amax(1) == 1, torch.nan, 1.0)
+        return logits
+
+
+def test_logits_of_an_iterate_that_are_not_finite_count_as_wrong():
     dataset = replace(image_set(), labels=torch.zeros(24, dtype=torch.int64))
-    assert not evaluate(Broken().eval(), dataset, protocol("natural")).natural.any()
+    dataset.images[:12, 0, 0, 0] = 250
+
+    def brighter(call):
+        return (call.images + EPS).clamp(0, 1)
+
+    found = run_with(brighter, Broken().eval(), dataset, batch_size=7)
+    assert found.natural.all()
+    assert found.robust["plain"].tolist() == [False] * 12 + [True] * 12
+
+
+def test_natural_logits_that_are_not_finite_are_refused():
+    dataset = image_set().subset(torch.arange(4, 24))
+    dataset.images[3:5] = 255
+    with pytest.raises(
+        UserError, match=r"not finite.* 2 of 20 natural images, first for image 7: load sound"
+    ):
+        evaluate(Broken().eval(), dataset, protocol("pgd-20"), batch_size=6)
+
+
+def test_a_protocol_may_be_given_by_its_name():
+    by_name = evaluate(linear(), image_set(), "pgd-20")
+    assert by_name.protocol == protocol("pgd-20")
+    assert np.array_equal(
+        by_name.robust["pgd-20"], evaluate(linear(), image_set(), protocol("pgd-20")).robust["pgd-20"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("pgd20", "Unknown protocol 'pgd20'; did you mean 'pgd-20'"),
+        (20, "protocol is 20, expected a Protocol or"),
+    ],
+)
+def test_what_is_no_protocol_is_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(linear(), image_set(), given)
 
 
 def test_worst_case_is_the_union_of_failures_and_names_what_only_one_breaks():
@@ -168,6 +207,9 @@ def _in_train_mode():
     [
         (_in_train_mode(), image_set(), {}, r"train mode \(module '1'\).*model\.eval"),
         (linear(classes=4), image_set(), {}, r"\(24, 4\).*'toy' has 3 classes.*num_classes=3"),
+        (lambda images: (images, 0), image_set(), {}, r"model returned a tuple, expected logits \(n, 3\)"),
+        (linear(), image_set(), {"limit": "5"}, "limit is '5', expected a whole number"),
+        (linear(), image_set(), {"batch_size": 2.0}, "batch_size is 2.0, expected a whole number"),
         (linear(), image_set(count=0), {}, "has no images"),
         (linear(), image_set(), {"limit": 0}, "limit is 0"),
         (linear(), image_set(), {"batch_size": 0}, "batch_size is 0"),
@@ -186,6 +228,18 @@ def test_refuses_by_name_and_value(model, dataset, options, message):
     [
         (Member("odd", "unheard", {"eps": EPS}), "unknown kind 'unheard'"),
         (replace(PLAIN, images=0), "images=0"),
+        (
+            Member("own", "plain", {"epsilon": EPS}),
+            r"Member 'own' \(plain\) has no setting 'eps', only \['epsilon'\]",
+        ),
+        (Member("own", "plain", {"eps": "8/255"}), "Member 'own' has eps='8/255', expected a number"),
+        (
+            Member("p", "pgd", {"epsilon": EPS}),
+            r"Unknown setting of member 'p' \(pgd\) 'epsilon'.*Known: .*eps",
+        ),
+        (Member("p", "pgd", {"eps": EPS, "step": 1}), r"member 'p' \(pgd\) 'step'; did you mean 'steps'"),
+        (Member("p", "pgd", {"eps": EPS, "steps": 2}), r"Member 'p' \(pgd\) has no setting 'step_size'"),
+        (Member("a", "autoattack", {"eps": EPS, "generator": 1}), r"member 'a' \(autoattack\) 'generator'"),
     ],
 )
 def test_refuses_members(member, message):

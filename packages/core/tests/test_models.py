@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 
+import numpy as np
 import pytest
 import torch
 
@@ -140,6 +141,23 @@ def test_unknown_names_suggest_the_nearest() -> None:
         ({"num_classes": 0}, "num_classes is 0"),
         ({"image_size": 30}, "image_size is 30"),
         ({"mean": (0.5, 0.5, 0.5)}, "both mean and std"),
+        ({"mean": 0.5, "std": 0.2}, "mean is 0.5 and std 0.2; expected three numbers each"),
+        ({"mean": "abc", "std": (0.2, 0.2, 0.2)}, "mean is abc and std"),
+        ({"mean": (0.5, 0.5, float("nan")), "std": (0.2, 0.2, 0.2)}, "expected three numbers each"),
+        ({"name": None}, "model's name is None, expected a string"),
+        ({"num_classes": "10"}, "num_classes is '10', expected a whole number"),
+        ({"num_classes": 10.0}, "num_classes is 10.0, expected a whole number"),
+        ({"num_classes": 10**12}, "num_classes is 1000000000000, expected at most 1000000"),
+        ({"image_size": "32"}, "image_size is '32', expected a whole number"),
+        ({"image_size": 32 * 10**6}, "image_size is 32000000, expected at most 2048"),
+        ({"seed": 1.5}, "seed is 1.5, expected a whole number"),
+        ({"seed": True}, "seed is True, expected a whole number"),
+        ({"seed": 10**30}, "seed is 1000000000000000000000000000000, expected at most"),
+        ({"name": "resnet18-w99999999"}, "'resnet18-w99999999' has width 99999999, expected at most 1024"),
+        ({"name": "preactresnet18-w1025"}, "has width 1025, expected at most 1024"),
+        ({"name": "wrn-40-99999999999"}, "has width 99999999999, expected at most 160"),
+        ({"name": "wrn-10000000-1"}, "has depth 10000000, expected at most 1000"),
+        ({"name": "wrn-40-" + "9" * 5000}, r"'wrn-40-9{53}\.\.\.' has width 9{20}, expected at most 160"),
         ({"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.0, 0.2)}, "every std above 0"),
     ],
 )
@@ -147,6 +165,11 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
     settings = {"name": "resnet8-s2", "num_classes": 10} | arguments
     with pytest.raises(UserError, match=message):
         build_model(**settings)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    ours = build_model("resnet8-s2", np.int64(3), image_size=np.int32(32), seed=np.int64(1))  # type: ignore[arg-type]
+    assert torch.equal(ours.linear.weight, build_model("resnet8-s2", 3, seed=1).linear.weight)
 
 
 def test_a_bare_network_says_what_it_lacks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,52 @@ def test_modules_that_are_not_ours_load_too(tmp_path: Path) -> None:
     assert list(read_state_dict(tmp_path / "x.pt")) == ["weight", "bias"]
     with pytest.raises(UserError, match="another architecture than Conv2d: it"):
         load_weights(torch.nn.Conv2d(1, 1, 1, bias=False), tmp_path / "x.pt")
+
+
+def _with(value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], State]:
+    return lambda state: state | {"linear.weight": value(state["linear.weight"])}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            _with(lambda weight: weight.to_sparse()),
+            "holds a sparse tensor as 'linear.weight', expected a plain",
+        ),
+        (_with(lambda weight: weight.to("meta")), r"holds an empty \(meta\) tensor as 'linear.weight'"),
+        (_with(lambda weight: weight.long()), "holds torch.int64 as 'linear.weight', expected torch.float32"),
+        (_with(lambda weight: weight > 0), "holds torch.bool as 'linear.weight'"),
+        (_with(lambda weight: weight + 0j), "holds torch.complex64 as 'linear.weight'"),
+        (_with(lambda weight: weight * float("nan")), "holds NaN or infinity in 'linear.weight'"),
+        (_with(lambda weight: weight.double() * 1e300), "holds NaN or infinity in 'linear.weight'"),
+        (
+            lambda state: state | {"bn1.running_var": state["bn1.running_var"] / 0},
+            "infinity in 'bn1.running_var'",
+        ),
+    ],
+)
+def test_what_is_no_finite_float_is_refused(
+    change: Callable[[State], State], message: str, trained: Network, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(change(trained.state_dict()), path)
+    assert re.search(message, refused(build_model("resnet8-s2", 10, seed=2), path))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of the types that it gives up
+def test_quantised_and_nested_tensors_are_refused(trained: Network) -> None:
+    state = trained.state_dict()
+    odd = {
+        "a quantised": torch.quantize_per_tensor(state["linear.weight"], 0.1, 0, torch.qint8),
+        "a nested": torch.nested.nested_tensor(list(state["linear.weight"])),
+    }
+    for kind, value in odd.items():
+        with pytest.raises(UserError, match=f"^EMA holds {kind} tensor as 'linear.weight'"):
+            load_state(trained, {**state, "linear.weight": value}, source="EMA")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_load(dtype: torch.dtype, trained: Network, fresh: Network) -> None:
+    load_state(fresh, {key: value.to(dtype) for key, value in trained.state_dict().items()})
+    assert torch.equal(fresh.linear.weight, trained.linear.weight.to(dtype).float())

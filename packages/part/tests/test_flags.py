@@ -153,6 +153,10 @@ IDLE = [
     (("--epochs", "3", "--main-steps", "5"), "part", "epochs"),
     (("--warm-up", "3", "--warm-up-steps", "5"), "part", "warm-up"),
     (("--adjust-first", "2", "--schedule", "linear"), "part", "adjust-first"),
+    (("--lr-counter", "total", "--scale", "demo"), "part", "lr-counter"),
+    (("--attack", "mma"), "natural", "attack"),
+    (("--warm-up", "3"), "natural", "warm-up"),
+    (("--save-weights", "3", "--mask-refresh", "step"), "part", "save-weights"),
     (("--aa-images", "5", "--final-tests", "pgd-20"), "part", "aa-images"),
 ]
 
@@ -355,6 +359,12 @@ def test_help_shows_what_the_script_trains(script, shown, capsys):
     with pytest.raises(SystemExit):
         getattr(part.cli, script)(["--help"])
     assert shown in " ".join(capsys.readouterr().out.split())
+
+
+def test_places_are_stored_so_that_a_run_resumes_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings("--data-dir", "images")[0].data_dir == str(tmp_path / "images")
+    assert settings()[0].data_dir == str(tmp_path / "data")
 
 
 def test_smoke_is_a_tenth_of_the_demo():

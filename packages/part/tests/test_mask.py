@@ -185,6 +185,49 @@ def test_impossible_budgets_are_refused(eps, low_eps, message):
         budget(torch.zeros(1, 1, 2, 2, dtype=torch.bool), eps=eps, low_eps=low_eps)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mask": torch.zeros(1, 1, 2, 2)},
+            r"mask is torch\.float32, expected a tensor of torch\.bool: use mask >",
+        ),
+        ({"mask": np.zeros((1, 1, 2, 2), dtype=bool)}, "mask is ndarray, expected a tensor"),
+        ({"eps": "8/255"}, "epsilon is '8/255'; expected a finite number"),
+        ({"low_eps": None}, "low-epsilon is None; expected a finite number"),
+    ],
+)
+def test_a_budget_of_no_mask_or_no_number_is_refused(changes, message):
+    arguments = {"mask": torch.zeros(1, 1, 2, 2, dtype=torch.bool), "eps": FULL, "low_eps": LOW} | changes
+    with pytest.raises(UserError, match=message):
+        budget(**arguments)
+
+
+def test_a_budget_of_numpy_numbers():
+    mask = torch.tensor([[[[True, False]]]])
+    assert budget(mask, eps=np.float32(0.5), low_eps=np.float64(0.25)).flatten().tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("make", [cam_mask, jet_mask, z_scores, jet_scores, jet_weights, *MASK_RULES])
+@pytest.mark.parametrize(
+    ("maps", "size", "message"),
+    [
+        (
+            torch.rand(4, 4),
+            32,
+            r"maps have shape \(4, 4\), expected \(N, h, w\): give one map as maps\[None\]",
+        ),
+        (torch.rand(2, 1, 4, 4), 32, r"maps have shape \(2, 1, 4, 4\), .*leave out a channel axis"),
+        (np.zeros((2, 4, 4)), 32, r"maps are ndarray, .*torch\.from_numpy"),
+        (torch.rand(2, 4, 4), 32.0, r"size is 32\.0, expected a whole number or \(H, W\)"),
+        (torch.rand(2, 4, 4), "32", "size is '32', expected a whole number"),
+    ],
+)
+def test_what_is_no_batch_of_maps_or_no_size_is_refused(make, maps, size, message):
+    with pytest.raises(UserError, match=message):
+        make_mask(maps, size, make) if isinstance(make, str) else make(maps, size)
+
+
 def test_density_is_per_image():
     mask = torch.zeros(3, 2, 4, 4, dtype=torch.bool)
     mask[1, 0] = True

@@ -7,8 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from benchmarks.reproduce import tables
 from benchmarks.reproduce.__main__ import main
-from benchmarks.reproduce.results import packed, unpacked
+from benchmarks.reproduce.results import Entry, packed, unpacked
 
 SMALL = [
     *("--model", "resnet18-w4", "--batch-size", "20", "--natural-steps", "1", "--warm-up-steps", "2"),
@@ -60,6 +61,12 @@ def test_the_table_is_there_in_every_form(table):
     ]
     assert (folder / "comparison.png").stat().st_size > 5000
     assert "http://" not in (folder / "index.html").read_text()
+
+
+def test_few_images_bear_no_p_values(table):
+    out, _ = table
+    text = (out / "part/smoke/table.md").read_text()
+    assert "Fewer than 200 images: nothing is claimed" in text
 
 
 def test_finished_rows_are_not_run_again_unless_forced(table, capsys):
@@ -116,3 +123,26 @@ def test_a_results_file_of_another_kind_is_refused(tmp_path, capsys):
         == 2
     )
     assert "holds no results of this version" in capsys.readouterr().err
+
+
+def test_partly_attacked_columns_count_their_own_images():
+    entry = Entry(
+        row="part", seed=1, settings={}, images=4, summary={}, machine={}, software={}, data={}, commit="",
+        train_seconds=0.0,
+        record={
+            "autoattack": packed(np.array([True, False, False, False])),
+            "attacked/autoattack": packed(np.array([True, True, False, False])),
+        },
+    )  # fmt: skip
+    assert entry.accuracy("autoattack") == 0.5
+    assert tables.interval_of([entry], "autoattack").estimate == 0.5
+
+
+def test_results_of_other_settings_stay_out_of_the_table(table, capsys):
+    out, words = table
+    before = json.loads((out / "part/smoke/results.json").read_text())["entries"]
+    assert main([*words, "--rows", "at", "--test-images", "9"]) == 0
+    assert f"{len(before) - 1} results with other settings" in capsys.readouterr().out
+    text = (out / "part/smoke/table.md").read_text()
+    assert "| AT |" in text
+    assert "PART-T" not in text

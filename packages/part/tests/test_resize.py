@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from part.resize import resize, resize_matrix
+from part.resize import height_and_width, resize, resize_matrix
 from robust_core.errors import UserError
 
 
@@ -59,3 +59,19 @@ def test_the_matrix_is_usable_after_inference_mode():
 def test_an_empty_axis_is_refused():
     with pytest.raises(UserError, match="Cannot resize an axis of 0 to 32"):
         resize_matrix(0, 32)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0, "32", None, (32,), (8, 8, 8), (8, 8.0), [8, "8"]])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(UserError, match=r"expected a whole number or \(H, W\), each at least 1"):
+        height_and_width(size)
+
+
+def test_sizes_of_other_libraries():
+    assert height_and_width(np.int64(8)) == (8, 8)
+    assert height_and_width(torch.zeros(3, 5).shape) == height_and_width([3, 5]) == (3, 5)
+
+
+def test_complex_maps_are_refused():
+    with pytest.raises(UserError, match=r"maps are torch\.complex64, expected real numbers"):
+        resize(torch.zeros(1, 2, 2) + 0j, 4)

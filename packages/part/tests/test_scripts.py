@@ -183,6 +183,7 @@ REFUSALS = {
     "classes that do not fit": (["--num-class", "100"], "--num-class 100 does not fit cifar10 (10 classes)"),
     "warm-up beyond the end": (["--warm-up", "9"], "--warm-up 9 must not exceed --epochs 2"),
     "another script's method": (["--method", "mart"], "Unknown method 'mart'"),
+    "resume and overwrite": (["--resume", "nowhere", "--overwrite"], "leave one of them out"),
     "a run that is not there": (["--resume", "nowhere"], "no run directory"),
 }
 

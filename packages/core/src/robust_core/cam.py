@@ -13,19 +13,23 @@ open.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+import math
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_core.errors import UserError, unknown_name
-from robust_core.models import FrozenView, PooledHead, frozen
+from robust_core.models import FrozenView, Network, PooledHead, frozen
 
 __all__ = [
     "CAM_METHODS",
     "CamResult",
     "cam_of_features",
+    "cam_of_images",
+    "check_channels",
+    "check_pixels",
     "class_activation_map",
     "feature_gradient",
     "normalize_map",
@@ -50,11 +54,25 @@ def class_activation_map(
 
     ``classes`` ``(N,)`` are the classes to explain, by default the predicted ones. A module is copied to a
     frozen view first, so nothing of it changes; give a ``FrozenView`` to save that copy. Raises ``UserError``
-    for an unknown method, classes out of range, or a model without ``forward_features``.
+    for images that are not float in [0, 1] or do not fit the network, an unknown method, classes out of
+    range, or a model without ``forward_features``.
     """
-    if method not in CAM_METHODS:
-        raise unknown_name("class activation map", method, CAM_METHODS)
+    _check_method(method)
     view = _view_of(model)
+    check_pixels(images)
+    return cam_of_images(view, images, method=method, classes=classes)
+
+
+def cam_of_images(
+    model: nn.Module, images: Tensor, *, method: str = "gradcam", classes: Tensor | None = None
+) -> CamResult:
+    """Return what :func:`class_activation_map` does, without its look at the pixels.
+
+    The core for training: it reads nothing back from the device unless ``classes`` are given.
+    """
+    _check_method(method)
+    view = _view_of(model)
+    check_channels(view, images)
     with torch.no_grad():
         logits, features = view.logits_and_features(images)
     if classes is None:
@@ -76,8 +94,7 @@ def cam_of_features(
 
     ``classes`` are the predicted ones by default; they are not checked.
     """
-    if method not in CAM_METHODS:
-        raise unknown_name("class activation map", method, CAM_METHODS)
+    _check_method(method)
     return _maps(_view_of(model), features, method, logits.argmax(dim=1) if classes is None else classes)
 
 
@@ -95,10 +112,63 @@ def feature_gradient(model: nn.Module, features: Tensor, classes: Tensor) -> Ten
 
 
 def normalize_map(maps: Tensor) -> Tensor:
-    """Return each map ``(N, h, w)`` shifted and scaled to ``[0, 1]``; a constant map becomes zeros."""
+    """Return each map ``(N, h, w)`` shifted and scaled to ``[0, 1]``; a constant map becomes zeros.
+
+    Raises ``UserError`` for anything but a batch of maps.
+    """
+    if not isinstance(maps, Tensor) or maps.dim() != 3 or 0 in maps.shape[1:] or maps.is_complex():
+        raise UserError(
+            f"The maps are {_found(maps)}, expected a tensor (N, h, w): give one map as maps[None], "
+            "without a channel axis."
+        )
     shifted = maps - maps.amin(dim=(1, 2), keepdim=True)
     largest = shifted.amax(dim=(1, 2), keepdim=True)
     return torch.where(largest > 0, shifted / largest, torch.zeros_like(shifted))
+
+
+def check_pixels(images: Tensor) -> None:
+    """Refuse what is not float32 or float64 images ``(N, ...)`` in [0, 1]; none at all are allowed.
+
+    The values are read back from the device, once.
+    """
+    given: Any = images
+    if not isinstance(given, Tensor) or given.dim() < 2:
+        raise UserError(f"The images are {_found(given)}: give a tensor (N, C, H, W).")
+    if images.dtype == torch.uint8:
+        raise UserError("The images are uint8: give float32 in [0, 1] (images.float() / 255).")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"The images are {images.dtype}: pixels are float32 or float64 (images.float()).")
+    if images.numel() == 0:
+        return
+    low, high = (float(bound) for bound in torch.stack(images.detach().aminmax()).tolist())
+    if math.isnan(low) or math.isnan(high):
+        raise UserError("The images hold NaN: every pixel must be a number in [0, 1].")
+    if low < 0.0 or high > 1.0:
+        if low >= 0.0 and high > 2.0:
+            remedy = "divide 8-bit images by 255"
+        else:
+            remedy = "give images that are not normalised; normalisation is the first layer of the model"
+        raise UserError(f"The images lie in [{low:.4g}, {high:.4g}], expected [0, 1]: {remedy}.")
+
+
+def check_channels(network: object, images: Tensor) -> None:
+    """Refuse images that a network of the core cannot take; what others take only they know."""
+    if not isinstance(network, FrozenView) or not isinstance(network.network, Network):
+        return
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise UserError(
+            f"The images have shape {tuple(images.shape)}, but {network.network.name} takes (N, 3, H, W): "
+            "give colour images, a grey channel three times over (images.expand(-1, 3, -1, -1))."
+        )
+
+
+def _found(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_method(method: str) -> None:
+    if method not in CAM_METHODS:
+        raise unknown_name("class activation map", str(method), CAM_METHODS)
 
 
 def _view_of(model: nn.Module) -> FrozenView:
@@ -113,7 +183,12 @@ def _view_of(model: nn.Module) -> FrozenView:
 
 def _check_classes(classes: Tensor, logits: Tensor) -> None:
     images, count = logits.shape
-    if classes.shape != (images,) or classes.is_floating_point():
+    given: Any = classes
+    if not isinstance(given, Tensor):
+        raise UserError(
+            f"classes is {type(given).__name__}; give {images} integers, one per image, as a tensor."
+        )
+    if classes.shape != (images,) or classes.dtype not in (torch.int64, torch.int32):
         raise UserError(
             f"classes has the shape {tuple(classes.shape)} and type {classes.dtype}; "
             f"give {images} integers, one per image."

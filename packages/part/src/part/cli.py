@@ -95,6 +95,8 @@ def _run(name: str, methods: tuple[str, ...], arguments: Sequence[str] | None) -
     resumed, overwrite = given.pop("resume"), given.pop("overwrite")
 
     def body() -> None:
+        if resumed is not None and overwrite:
+            raise UserError("--resume continues a run and --overwrite begins it anew; leave one of them out.")
         if resumed is not None:
             _resume(name, methods, Path(resumed), given)
             return

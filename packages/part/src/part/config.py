@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from part.controls import MASK_CONTROLS
@@ -247,6 +248,8 @@ SCALES: dict[str, dict[str, Any]] = {
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return given settings with the published names of data sets and networks replaced by the core's."""
     result = dict(values)
+    if "data_dir" in result:  # so that --resume finds it from any folder
+        result["data_dir"] = str(Path(result["data_dir"]).expanduser().absolute())
     if "data" in result:
         names = {**{name.lower(): core for name, core in DATASETS.items()}, **{n: n for n in list_datasets()}}
         if str(result["data"]).lower() not in names:
@@ -276,7 +279,7 @@ def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tu
         UserError: for names that do not exist and settings that cannot work.
     """
     given = canonical(given)
-    values: dict[str, Any] = {"method": method}
+    values: dict[str, Any] = {"method": method, "data_dir": str(Path("data").absolute())}
     if given.get("official", False):
         values.update(OFFICIAL)
     scale = str(given.get("scale", "paper"))
@@ -298,7 +301,6 @@ def _scale_defaults(scale: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "warm_up": ("warm_up_steps",),
         "adjust_first": ("schedule",),
         "adjust_second": ("schedule",),
-        "lr_counter": ("schedule",),
         "aa_images": ("final_tests",),
     }
     dropped = {name for flag in replaced if flag in given for name in replaced[flag]}
@@ -308,11 +310,18 @@ def _scale_defaults(scale: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:
     """Return one warning for each given setting that has no effect on this run."""
     trades, mart = config.family == "trades", config.family == "mart"
-    masks = ("cam", "save_weights", "mask_rule", "mask_refresh", "cam_class", "mask_control")
+    masks = ("cam", "mask_rule", "mask_refresh", "cam_class", "mask_control")
     conditions = {
         "beta": (trades or mart, "only TRADES and MART have a robust term"),
         "forwards": (trades, "only TRADES passes natural images twice"),
-        "attack": (config.family == "at" or config.attack == "pgd", "TRADES and MART have their own attack"),
+        "attack": (
+            (config.family == "at" and config.method != "natural") or config.attack == "pgd",
+            "TRADES and MART have their own attack, natural training has none",
+        ),
+        "save_weights": (
+            config.masked and (config.mask_refresh != "step" or config.save_weights == 1),
+            "masks are made for every batch, or not at all",
+        ),
         "start": (config.method == "part" and config.attack == "pgd", "it is about PART's PGD"),
         "rand_init": (
             config.method == "part" and config.attack == "mma",
@@ -324,7 +333,10 @@ def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:
         ),
         "low_epsilon": (config.has_small_budget, f"{config.method} has no masks"),
         "epochs": (not config.main_steps, "--main-steps sets the length"),
-        "warm_up": (not config.warm_up_steps, "--warm-up-steps sets the length"),
+        "warm_up": (
+            not config.warm_up_steps and config.method != "natural",
+            "--warm-up-steps sets the length, and natural training has none",
+        ),
         **dict.fromkeys(
             ("adjust_first", "adjust_second", "lr_counter"),
             (config.schedule == "step", "it is about --schedule step"),

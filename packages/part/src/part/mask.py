@@ -8,12 +8,14 @@ A mask is boolean, True where a pixel keeps ``eps`` and False where it gets ``lo
 from __future__ import annotations
 
 import math
+import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from part.colormap import jet_index, jet_lut_with_nan
-from part.resize import Size, height_and_width, resize
+from part.resize import Size, check_maps, height_and_width, resize
 from robust_core.errors import UserError
 
 __all__ = [
@@ -133,6 +135,7 @@ def _varies(heatmaps: Tensor) -> Tensor:
 
 def _as_published(heatmaps: Tensor) -> Tensor:
     """Return the maps with NaN for constant ones, which is what the published normalisation makes of them."""
+    check_maps(heatmaps)
     return torch.where(_varies(heatmaps)[:, :, None], heatmaps, torch.nan)
 
 
@@ -144,8 +147,11 @@ def _check_rule(rule: str) -> None:
 def check_budget(eps: float, low_eps: float) -> None:
     """Raise :class:`UserError` unless ``0 <= low_eps <= eps`` (NaN and infinity are refused too)."""
     for name, value in (("epsilon", eps), ("low-epsilon", low_eps)):
-        if not math.isfinite(value) or value < 0.0:
-            raise UserError(f"{name} is {value}; expected a finite number of at least 0, for example 8/255.")
+        given: Any = value
+        number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+        if not number or not math.isfinite(value) or value < 0.0:
+            shown = value if number else repr(given)
+            raise UserError(f"{name} is {shown}; expected a finite number of at least 0, for example 8/255.")
     if low_eps > eps:
         raise UserError(
             f"low-epsilon {low_eps:g} is larger than epsilon {eps:g}; "
@@ -157,8 +163,14 @@ def budget(mask: Tensor, *, eps: float, low_eps: float, dtype: torch.dtype = tor
     """Return the budget of each pixel, in pixels' units: ``eps`` where the mask is True, else ``low_eps``.
 
     The shape is the mask's, so a one-channel mask gives a budget that broadcasts over the image's channels.
-    Raises :class:`UserError` unless ``0 <= low_eps <= eps``.
+    Raises :class:`UserError` unless ``0 <= low_eps <= eps`` and the mask is boolean.
     """
+    given: Any = mask
+    if not isinstance(given, Tensor) or given.dtype != torch.bool:
+        found = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise UserError(
+            f"The mask is {found}, expected a tensor of torch.bool: use mask > 0.5 or mask.bool()."
+        )
     check_budget(eps, low_eps)
     full = torch.full((), eps, dtype=dtype, device=mask.device)
     reduced = torch.full((), low_eps, dtype=dtype, device=mask.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from part.controls import controlled_mask, uniform_budget
 from part.mask import budget, density, make_mask, mask_scores
 from part.store import MaskStore, moved
-from robust_core.cam import CamResult, class_activation_map, normalize_map
+from robust_core.cam import CamResult, cam_of_images, normalize_map
 from robust_core.data import Batch, ImageSet, batches
 from robust_core.randomness import derived_seed, generator_for, slice_of_rank
 from robust_core.training.distributed import gather_rows
@@ -44,7 +44,7 @@ class MaskRule:
         ``draw``: uniform numbers of the masks' shape, for the random control.
         """
         with torch.no_grad():
-            seen = class_activation_map(
+            seen = cam_of_images(
                 network, images, method=self.cam, classes=labels if self.cam_class == "label" else None
             )
             heat = normalize_map(seen.maps)

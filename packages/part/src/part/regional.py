@@ -6,6 +6,7 @@ CIFAR-10, 80 epochs): bottom right 76.77 natural / 46.75 PGD-20, upper left 78.0
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,18 @@ class RegionalConfig(PartConfig):
     placement: str = option(
         "bottom-right", "quadrant of the small budget", choices=PLACEMENTS, group="method"
     )
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            UserError: naming the flag, its value and what is expected.
+        """
+        super().validate()
+        if not self.main_steps and self.warm_up == self.epochs:
+            raise UserError(
+                f"--warm-up {self.warm_up} leaves nothing for the two budgets; lower it below --epochs {self.epochs}."
+            )
 
     @property
     def has_small_budget(self) -> bool:
@@ -108,12 +121,12 @@ def run_both(config: RegionalConfig, folder: Path, *, overwrite: bool = False) -
     Runs that lie there are continued, or taken as they are; ``overwrite`` begins them anew.
     """
     plan: Plan[RegionalConfig] = RegionalPlan()
-    beginning = _carry_out(config, Beginning(plan, -1), folder / "beginning", None, overwrite)
+    donor: Path | None = None
+    if config.natural_steps or config.warm_up_steps or config.warm_up:
+        donor = _carry_out(config, Beginning(plan, -1), folder / "beginning", None, overwrite).path
     rows, results = [], []
     for placement in PLACEMENTS:
-        run = _carry_out(
-            replace(config, placement=placement), plan, folder / placement, beginning.path, overwrite
-        )
+        run = _carry_out(replace(config, placement=placement), plan, folder / placement, donor, overwrite)
         evaluation = load_evaluation(run.path / "evaluation", "pgd-20")
         natural, robust = evaluation.natural, evaluation.last["pgd-20"]
         shown = [wilson(int(bits.sum()), len(bits)) for bits in (natural, robust)]
@@ -170,6 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overwrite = given.pop("overwrite")
 
     def body() -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("regional_epsilon.py trains in one process; start it without torchrun.")
+        if "placement" in given:
+            print("warning: --placement has no effect here: both placements are trained")
         scale = given.get("scale", "paper")
         folder = Path(given.pop("run_dir", f"./checkpoint/regional-{scale}"))
         config, notes = resolve_as(RegionalConfig, {"validation": 0, **given}, method="at")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robust_core.errors import UserError
 
-__all__ = ["Size", "height_and_width", "resize", "resize_matrix"]
+__all__ = ["Size", "check_maps", "height_and_width", "resize", "resize_matrix"]
 
 Size = int | tuple[int, int]
 _A = -0.5  # the coefficient of the cubic convolution
@@ -49,12 +51,36 @@ def resize_matrix(
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
-    """Return ``(H, W)`` of a size that may be one number for both.
+    """Return ``(H, W)`` of a size that may be one number for both; ``UserError`` for anything else.
 
     >>> height_and_width(32)
     (32, 32)
     """
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    given: Any = size
+    pair = tuple(given) if isinstance(given, tuple | list) else (given, given)
+    if len(pair) != 2 or not all(_is_length(side) for side in pair):
+        raise UserError(
+            f"size is {size!r}, expected a whole number or (H, W), each at least 1: give e.g. 32."
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _is_length(side: Any) -> bool:
+    return not isinstance(side, bool) and isinstance(side, numbers.Integral) and int(side) >= 1
+
+
+def check_maps(maps: Tensor) -> None:
+    """Refuse what is not a batch of maps ``(N, h, w)`` (``UserError``)."""
+    given: Any = maps
+    if not isinstance(given, Tensor):
+        raise UserError(
+            f"The maps are {type(given).__name__}, expected a tensor (N, h, w): use torch.from_numpy(maps)."
+        )
+    if maps.dim() != 3:
+        remedy = "give one map as maps[None]" if maps.dim() == 2 else "leave out a channel axis (maps[:, 0])"
+        raise UserError(f"The maps have shape {tuple(maps.shape)}, expected (N, h, w): {remedy}.")
+    if maps.is_complex():
+        raise UserError(f"The maps are {maps.dtype}, expected real numbers: use maps.abs() or maps.real.")
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
@@ -62,8 +88,9 @@ def resize(maps: Tensor, size: Size) -> Tensor:
 
     Step 1 of the published mask pipeline, ``R V R^T``: the width first, the intermediate and the result
     rounded to float32. The products are summed in float64, as in the published pipeline, so that no setting
-    of the matrix product (TF32) moves a threshold.
+    of the matrix product (TF32) moves a threshold. Raises :class:`UserError` for other shapes and sizes.
     """
+    check_maps(maps)
     height, width = height_and_width(size)
     across = resize_matrix(maps.shape[2], width, torch.float64, maps.device)
     down = resize_matrix(maps.shape[1], height, torch.float64, maps.device)

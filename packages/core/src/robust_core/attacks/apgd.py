@@ -11,20 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from robust_core.attacks.balls import Ball, make_ball, per_image
-from robust_core.attacks.checks import CheckedObjective, check_call, check_count, check_labels_fit
+from robust_core.attacks.checks import (
+    CheckedObjective,
+    check_call,
+    check_count,
+    check_labels_fit,
+    check_no_nan,
+)
 from robust_core.attacks.engine import (
     Classifier,
     gradient_of,
     in_layout_of,
     natural_layout,
     natural_logits,
+    network_for,
 )
 from robust_core.attacks.mma import wrong_classes
 from robust_core.attacks.objectives import LOSSES, Objective, dlr_towards, named, select
 from robust_core.attacks.search import Observer, Record, fooled
 from robust_core.attacks.starts import start_source
 from robust_core.errors import unknown_name
-from robust_core.models import frozen
 
 __all__ = ["APGD_LOSSES", "apgd", "checkpoints"]
 
@@ -68,7 +74,7 @@ def apgd(
     check_count("targets", targets, 1)
     if not callable(loss) and loss not in APGD_LOSSES:
         raise unknown_name("loss", str(loss), APGD_LOSSES)
-    network = frozen(model)
+    network = network_for(model, images)
     begin = start_source(images, eps, random_start=random_start, start=start, norm=norm, generator=generator)
     natural = natural_layout(network, images.detach())
     ball = make_ball(natural, eps, norm)
@@ -107,10 +113,17 @@ def _objectives(
     if loss == "dlr-targeted":
         logits = natural_logits(network, images)
         check_labels_fit(highest, logits, len(labels))
+        check_no_nan(logits)
         for column in wrong_classes(logits, labels, min(targets, logits.shape[1] - 1)).flip(1).t():
             yield dlr_towards(column)
     else:
-        plain = named(loss, targeted=False, reference=lambda: natural_logits(network, images))
+
+        def reference() -> Tensor:
+            natural = natural_logits(network, images)
+            check_labels_fit(highest, natural, len(labels))
+            return natural
+
+        plain = named(loss, targeted=False, reference=reference)
         yield CheckedObjective(plain, highest)
 
 

@@ -16,10 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_core.attacks.checks import check_call, check_count, check_labels_fit
-from robust_core.attacks.engine import Classifier, natural_logits
+from robust_core.attacks.checks import (
+    check_call,
+    check_count,
+    check_generator,
+    check_labels_fit,
+    check_no_nan,
+)
+from robust_core.attacks.engine import Classifier, natural_logits, network_for
 from robust_core.errors import UserError, unknown_name
-from robust_core.models import frozen
 
 __all__ = ["AUTOATTACK_REMEDY", "AutoAttackResult", "autoattack", "autoattack_available"]
 
@@ -77,6 +82,7 @@ def autoattack(
     """
     highest = check_call(images, labels, eps=eps, norm=norm)
     check_count("batch_size", batch_size, 1)
+    check_generator(generator)
     radius: Any = eps
     if isinstance(radius, Tensor):
         raise UserError("AutoAttack takes one eps for all images: give a number, e.g. 8/255.")
@@ -84,9 +90,10 @@ def autoattack(
         raise unknown_name("AutoAttack version", str(version), VERSIONS)
     if not autoattack_available():
         raise UserError(AUTOATTACK_REMEDY)
-    network = frozen(model)
+    network = network_for(model, images)
     logits = natural_logits(network, images[:1])
     check_labels_fit(highest, logits, 1)
+    check_no_nan(logits)
     seed = (
         0
         if generator is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from robust_core.attacks.balls import NORMS
 from robust_core.attacks.objectives import Objective, select
+from robust_core.cam import check_pixels
 from robust_core.errors import UserError, unknown_name
 
 __all__ = [
@@ -18,10 +20,13 @@ __all__ = [
     "check_call",
     "check_count",
     "check_eps",
+    "check_generator",
     "check_images",
     "check_labels",
     "check_labels_fit",
+    "check_no_nan",
     "check_norm",
+    "check_reference",
     "check_start",
     "check_step_size",
 ]
@@ -29,32 +34,17 @@ __all__ = [
 
 def check_images(images: Tensor) -> None:
     """Refuse what is not a non-empty float32 or float64 batch ``(N, ...)`` in [0, 1]."""
-    if not isinstance(images, Tensor) or images.dim() < 2:
-        found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise UserError(f"The images are {found}: give a tensor (N, C, H, W).")
-    if images.dtype == torch.uint8:
-        raise UserError("The images are uint8: give float32 in [0, 1] (images.float() / 255).")
-    if images.dtype not in (torch.float32, torch.float64):
-        raise UserError(
-            f"The images are {images.dtype}: attacks keep pixels in float32 or float64 (images.float())."
-        )
-    if images.numel() == 0:
-        raise UserError(
-            f"The batch of images is empty (shape {tuple(images.shape)}): give at least one image."
-        )
-    if torch.is_inference_mode_enabled() or images.is_inference():
-        raise UserError(
-            "Attacks need gradients, which torch.inference_mode forbids: use torch.no_grad instead."
-        )
-    low, high = (float(bound) for bound in torch.stack(images.detach().aminmax()).tolist())
-    if math.isnan(low) or math.isnan(high):
-        raise UserError("The images hold NaN: every pixel must be a number in [0, 1].")
-    if low < 0.0 or high > 1.0:
-        if low >= 0.0 and high > 2.0:
-            remedy = "divide 8-bit images by 255"
-        else:
-            remedy = "give images that are not normalised; normalisation is the first layer of the model"
-        raise UserError(f"The images lie in [{low:.4g}, {high:.4g}], expected [0, 1]: {remedy}.")
+    given: Any = images
+    if isinstance(given, Tensor) and given.dim() >= 2:
+        if given.numel() == 0:
+            raise UserError(
+                f"The batch of images is empty (shape {tuple(given.shape)}): give at least one image."
+            )
+        if torch.is_inference_mode_enabled() or given.is_inference():
+            raise UserError(
+                "Attacks need gradients, which torch.inference_mode forbids: use torch.no_grad instead."
+            )
+    check_pixels(images)
 
 
 def check_labels(labels: Tensor, images: Tensor) -> int:
@@ -78,10 +68,12 @@ def check_labels(labels: Tensor, images: Tensor) -> int:
 
 
 def check_labels_fit(highest: int, logits: Tensor, count: int) -> None:
-    """Refuse logits that are not ``(count, K)`` with K above the ``highest`` label."""
-    if logits.dim() != 2 or logits.shape[0] != count:
+    """Refuse logits that are not a tensor ``(count, K)`` with K above the ``highest`` label."""
+    given: Any = logits
+    if not isinstance(given, Tensor) or given.dim() != 2 or given.shape[0] != count:
+        found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
         raise UserError(
-            f"The model returned shape {tuple(logits.shape)}, expected logits ({count}, classes): "
+            f"The model returned {found}, expected logits ({count}, classes): "
             "give a model that returns the logits alone."
         )
     if highest >= logits.shape[1]:
@@ -111,7 +103,8 @@ def check_step_size(step_size: float | Tensor, images: Tensor) -> None:
 
 def check_count(name: str, value: int, least: int) -> None:
     """Refuse a number of steps, restarts or targets that is not a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    given: Any = value
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or int(given) < least:
         raise UserError(f"{name} is {value!r}, expected a whole number of at least {least}.")
 
 
@@ -130,6 +123,40 @@ def check_start(start: Tensor, images: Tensor) -> None:
         raise UserError(
             f"The start is on {start.device}, the images on {images.device}: use start.to(images.device)."
         )
+    if start.is_complex() or not bool(start.isfinite().all()):
+        raise UserError("The start holds complex numbers, NaN or infinity: every pixel must be a number.")
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Refuse a source of randomness that is none."""
+    given: Any = generator
+    if given is not None and not isinstance(given, torch.Generator):
+        raise UserError(
+            f"generator is {given!r}, expected a torch.Generator: give torch.Generator().manual_seed(7) or None."
+        )
+
+
+def check_reference(reference_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the given natural logits; refuse what is not ``(N, K)``, on the labels' device, without NaN.
+
+    That K is the model's number of classes shows at the first pass.
+    """
+    given: Any = reference_logits
+    if not isinstance(given, Tensor) or given.dim() != 2 or len(given) != len(labels):
+        found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise UserError(
+            f"reference_logits is {found}, expected a tensor ({len(labels)}, classes): "
+            "give the model's logits of the natural images, or leave it out."
+        )
+    if given.device != labels.device:
+        raise UserError(
+            f"reference_logits is on {given.device}, the labels on {labels.device}: "
+            "use reference_logits.to(labels.device)."
+        )
+    if not given.is_floating_point() or bool(given.isnan().any()):
+        held = "NaN" if given.is_floating_point() else str(given.dtype)
+        raise UserError(f"reference_logits holds {held}, expected numbers in float32 or float64.")
+    return reference_logits.detach()
 
 
 def check_call(
@@ -150,35 +177,63 @@ def check_call(
     return check_labels(labels, images)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckedObjective:
-    """An objective behind the checks that need logits; they read nothing from the device and cost no pass."""
+    """An objective behind the checks that need logits; they cost no pass.
+
+    NaN is looked for in the first pass alone (once a call), the other checks read nothing from the device.
+    """
 
     objective: Objective
     highest_label: int
+    seen: bool = False
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the values ``(N,)``."""
         check_labels_fit(self.highest_label, logits, labels.shape[0])
-        values = self.objective(logits, labels)
-        if values.shape != labels.shape:
+        values: Any = self.objective(logits, labels)
+        if not isinstance(values, Tensor) or values.shape != labels.shape:
+            found = (
+                f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            )
             raise UserError(
-                f"The loss returned shape {tuple(values.shape)}, expected ({labels.shape[0]},): "
+                f"The loss returned {found}, expected ({labels.shape[0]},): "
                 "give a function with one value per image (reduction='none')."
             )
+        if not self.seen:
+            check_no_nan(logits, values)
+            self.seen = True
         return values
 
     def select(self, rows: Tensor) -> CheckedObjective:
         """Return the objective for some images of the batch."""
-        return CheckedObjective(select(self.objective, rows), self.highest_label)
+        return CheckedObjective(select(self.objective, rows), self.highest_label, self.seen)
 
 
-def _check_amount(name: str, value: float | Tensor, images: Tensor) -> None:
+def check_no_nan(logits: Tensor, values: Tensor | None = None) -> None:
+    """Refuse NaN in logits or in what a loss makes of them: no step could follow it, and none would show."""
+    pair = torch.stack([part.detach().isnan().any() for part in (logits, values) if part is not None])
+    bad = pair.tolist()
+    if bad[0]:
+        raise UserError(
+            "The model's logits are NaN, expected numbers: its weights are damaged or its training diverged; "
+            "load sound weights."
+        )
+    if bad[-1]:
+        raise UserError(
+            "The loss is NaN although the logits are numbers: give a loss that is defined for all logits."
+        )
+
+
+def _check_amount(name: str, value: Any, images: Tensor) -> None:
     if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise UserError(
+                f"{name} is a tensor of {value.dtype}, expected numbers: give float32, e.g. 8/255."
+            )
         _check_shape(name, value, images)
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        found: Any = value
-        raise UserError(f"{name} is {found!r}, expected a number or a tensor, e.g. 8/255.")
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UserError(f"{name} is {value!r}, expected a number or a tensor, e.g. 8/255.")
     low, high = _extremes(value)
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = low if not math.isfinite(low) else high

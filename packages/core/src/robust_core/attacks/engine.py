@@ -5,15 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_core.attacks.balls import make_ball, per_image
 from robust_core.attacks.objectives import Objective
-from robust_core.models import FrozenView
+from robust_core.cam import check_channels
+from robust_core.errors import UserError
+from robust_core.models import FrozenView, frozen
 
-__all__ = ["Classifier", "ascend", "gradient_of", "in_layout_of", "natural_layout", "natural_logits"]
+__all__ = [
+    "Classifier",
+    "ascend",
+    "gradient_of",
+    "in_layout_of",
+    "logits_of",
+    "natural_layout",
+    "natural_logits",
+    "network_for",
+]
 
 Classifier = Callable[[Tensor], Tensor]
+
+
+def network_for(model: nn.Module | Classifier, images: Tensor) -> Classifier:
+    """Return what an attack on these images runs on: the frozen view of a module, a function as it is.
+
+    Raises ``UserError`` for what is neither, and for images that a network of the core cannot take.
+    """
+    network: Classifier = frozen(model)
+    check_channels(network, images)
+    return network
+
+
+def logits_of(network: Classifier, images: Tensor) -> Tensor:
+    """Return the logits ``(N, K)``; ``UserError`` if the network returns something else than a tensor."""
+    found: object
+    try:
+        found = network(images)
+    except AttributeError:
+        if not isinstance(network, FrozenView):
+            raise
+        # A frozen view converts what its module returns, which fails for a tuple: look at that itself.
+        with torch.no_grad():
+            found = network.network(images.detach().to(network.dtype))
+        if isinstance(found, Tensor):
+            raise
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"The model returned a {type(found).__name__}, expected logits ({len(images)}, classes): "
+            "give a model that returns the logits alone."
+        )
+    return found
 
 
 def gradient_of(
@@ -21,14 +63,31 @@ def gradient_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradient of the objective ``(N, ...)``, the logits ``(N, K)`` and the values ``(N,)``.
 
-    Only the images' gradient is computed, so no parameter's ``.grad`` is touched.
+    Only the images' gradient is computed, so no parameter's ``.grad`` is touched. Raises ``UserError`` where
+    there is none.
     """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
-        logits = network(leaf)
+        logits = logits_of(network, leaf)
         values = objective(logits, labels)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        gradient = None
+        if values.requires_grad:
+            (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise _no_gradient(logits, values)
     return gradient, logits.detach(), values.detach()
+
+
+def _no_gradient(logits: Tensor, values: Tensor) -> UserError:
+    if logits.requires_grad and not values.requires_grad:
+        return UserError(
+            "The loss has no gradient with respect to the logits, expected one to climb: compute it with "
+            "torch, without detach, item or torch.no_grad."
+        )
+    return UserError(
+        "The model's logits have no gradient with respect to the images, expected one to climb: give a model "
+        "that depends on them, without detach, round trips through numpy or torch.no_grad."
+    )
 
 
 def natural_layout(network: Classifier, images: Tensor) -> Tensor:
@@ -46,7 +105,7 @@ def in_layout_of(result: Tensor, images: Tensor) -> Tensor:
 def natural_logits(network: Classifier, images: Tensor) -> Tensor:
     """Return the logits ``(N, K)`` of the images by one pass without gradient."""
     with torch.no_grad():
-        return network(natural_layout(network, images.detach()))
+        return logits_of(network, natural_layout(network, images.detach()))
 
 
 def ascend(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robust_core.attacks.checks import check_images, check_labels, check_labels_fit
-from robust_core.attacks.engine import natural_layout
+from robust_core.attacks.engine import natural_layout, network_for
 from robust_core.attacks.mma import mma
 from robust_core.attacks.objectives import Objective
 from robust_core.attacks.pgd import pgd
 from robust_core.attacks.search import Observer
-from robust_core.cam import CamResult, class_activation_map
-from robust_core.models import FrozenView, frozen
+from robust_core.cam import CamResult, cam_of_images
+from robust_core.errors import UserError
+from robust_core.models import FrozenView
 
 __all__ = ["Budget", "UnderCam", "mma_under_cam", "pgd_under_cam"]
 
@@ -58,7 +59,7 @@ def pgd_under_cam(
     the classes that the CAM explains, by default the predicted ones. Otherwise as
     :func:`robust_core.attacks.pgd`.
     """
-    network, cam = _natural_pass(model, images, labels, cam_method, cam_classes)
+    network, cam = _natural_pass(model, images, labels, budget, cam_method, cam_classes)
     eps = budget(cam)
     adversarial = pgd(
         network,
@@ -103,7 +104,7 @@ def mma_under_cam(
 
     Arguments as in :func:`pgd_under_cam` and :func:`robust_core.attacks.mma`.
     """
-    network, cam = _natural_pass(model, images, labels, cam_method, cam_classes)
+    network, cam = _natural_pass(model, images, labels, budget, cam_method, cam_classes)
     eps = budget(cam)
     adversarial = mma(
         network,
@@ -124,12 +125,18 @@ def mma_under_cam(
 
 
 def _natural_pass(
-    model: nn.Module, images: Tensor, labels: Tensor, method: str, classes: Tensor | None
+    model: nn.Module, images: Tensor, labels: Tensor, budget: Budget, method: str, classes: Tensor | None
 ) -> tuple[FrozenView, CamResult]:
     """Return the frozen network and the CAM of the images, after the checks that come before any pass."""
+    given: Any = budget
+    if not callable(given):
+        raise UserError(
+            f"budget is {given!r}, expected a function from the CAM to eps: for one eps on all pixels give "
+            "lambda cam: 8/255, or use pgd or mma."
+        )
     check_images(images)
     highest = check_labels(labels, images)
-    network = frozen(model)
-    cam = class_activation_map(network, natural_layout(network, images), method=method, classes=classes)
+    network: Any = network_for(model, images)
+    cam = cam_of_images(network, natural_layout(network, images), method=method, classes=classes)
     check_labels_fit(highest, cam.logits, len(labels))
     return network, cam

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from robust_core.attacks.balls import make_ball, per_image
-from robust_core.attacks.checks import check_call, check_count, check_labels_fit
-from robust_core.attacks.engine import Classifier, ascend, in_layout_of, natural_logits
+from robust_core.attacks.checks import (
+    check_call,
+    check_count,
+    check_labels_fit,
+    check_no_nan,
+    check_reference,
+)
+from robust_core.attacks.engine import Classifier, ascend, in_layout_of, natural_logits, network_for
 from robust_core.attacks.objectives import PerImage, margin_towards, minimum_margin
 from robust_core.attacks.search import Observer, watcher
 from robust_core.attacks.starts import start_source
 from robust_core.errors import UserError
-from robust_core.models import frozen
 
 __all__ = ["MmaResult", "ascend_targets", "mma", "mma_details", "wrong_classes"]
 
@@ -95,12 +100,14 @@ def mma_details(
     """
     highest = check_call(images, labels, eps=eps, step_size=step_size, steps=steps, norm=norm)
     check_count("targets", targets, 1)
-    network = frozen(model)
+    network = network_for(model, images)
     begin = start_source(
         images, eps, random_start=random_start, start=start, norm=norm, generator=generator
     )()
-    logits = natural_logits(network, images) if reference_logits is None else reference_logits.detach()
+    given = None if reference_logits is None else check_reference(reference_logits, labels)
+    logits = natural_logits(network, images) if given is None else given
     check_labels_fit(highest, logits, len(labels))
+    check_no_nan(logits)
     if logits.shape[1] < 2:
         raise UserError("The model has one class, expected at least two: there is no wrong class to aim at.")
     result = ascend_targets(

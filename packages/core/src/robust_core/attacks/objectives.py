@@ -154,6 +154,11 @@ def kl_to(reference_logits: Tensor) -> PerImage:
 
 def _kl(logits: Tensor, labels: Tensor, reference: Tensor, log_reference: Tensor) -> Tensor:
     del labels
+    if logits.shape != reference.shape:
+        raise UserError(
+            f"The reference logits have shape {tuple(reference.shape)}, the model's {tuple(logits.shape)}: "
+            "give the natural logits of the same model and images."
+        )
     return (reference * (log_reference - F.log_softmax(logits, dim=1))).sum(dim=1)
 
 

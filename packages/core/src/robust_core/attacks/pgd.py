@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from robust_core.attacks.balls import make_ball
-from robust_core.attacks.checks import CheckedObjective, check_call, check_count
-from robust_core.attacks.engine import Classifier, ascend, in_layout_of, natural_logits
+from robust_core.attacks.checks import (
+    CheckedObjective,
+    check_call,
+    check_count,
+    check_labels_fit,
+    check_reference,
+)
+from robust_core.attacks.engine import Classifier, ascend, in_layout_of, natural_logits, network_for
 from robust_core.attacks.objectives import Objective, named
 from robust_core.attacks.search import KEEPS, Observer, Search, watcher
 from robust_core.attacks.starts import start_source
 from robust_core.errors import unknown_name
-from robust_core.models import frozen
 
 __all__ = ["pgd"]
 
@@ -62,16 +67,21 @@ def pgd(
         generator: source of all randomness; None: a fresh one with seed 0, so equal calls give equal results.
 
     Raises:
-        UserError: images outside of [0, 1], labels out of range, a negative ``eps``, an unknown name, ...
+        UserError: images outside of [0, 1], labels out of range, a negative ``eps``, an unknown name, logits
+            or a loss that are NaN or have no gradient, ...
     """
     highest = check_call(images, labels, eps=eps, step_size=step_size, steps=steps, norm=norm)
     check_count("restarts", restarts, 1)
     if keep not in KEEPS:
         raise unknown_name("keep", str(keep), KEEPS)
-    network = frozen(model)
+    network = network_for(model, images)
 
     def reference() -> Tensor:
-        return natural_logits(network, images) if reference_logits is None else reference_logits
+        if reference_logits is not None:
+            return check_reference(reference_logits, labels)
+        natural = natural_logits(network, images)
+        check_labels_fit(highest, natural, len(labels))
+        return natural
 
     objective = CheckedObjective(named(loss, targeted=targeted, reference=reference), highest)
     begin = start_source(images, eps, random_start=random_start, start=start, norm=norm, generator=generator)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robust_core.attacks.balls import Ball, make_ball, per_image, select_rows
-from robust_core.attacks.engine import Classifier, gradient_of, natural_layout
+from robust_core.attacks.engine import Classifier, gradient_of, logits_of, natural_layout
 from robust_core.attacks.objectives import Objective, select
 
 __all__ = ["KEEPS", "Observer", "Record", "Search", "fooled", "watcher"]
@@ -151,5 +151,5 @@ class Search:
         if with_gradient:
             return gradient_of(self._network, iterate, part.labels, part.objective)
         with torch.no_grad():
-            logits = self._network(iterate)
+            logits = logits_of(self._network, iterate)
             return iterate, logits, part.objective(logits, part.labels)

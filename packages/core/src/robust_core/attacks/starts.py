@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robust_core.attacks.balls import make_ball, per_image, unit
-from robust_core.attacks.checks import check_start
+from robust_core.attacks.checks import check_generator, check_start
 from robust_core.errors import unknown_name
 
 __all__ = ["NORMAL_START_SCALE", "STARTS", "draw_start", "start_source"]
@@ -56,6 +56,7 @@ def start_source(
     generator: torch.Generator | None,
 ) -> Callable[[], Tensor]:
     """Return the function that gives each run its start; no generator means a fresh one with seed 0."""
+    check_generator(generator)
     if start is not None:
         check_start(start, images)
         given = start.detach().to(images.dtype)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from robust_core.data.types import DatasetInfo
@@ -64,9 +64,12 @@ class Raw(NamedTuple):
 
 
 def plain_error(error: BaseException) -> str:
-    """Return an exception's text in one line, for the middle of a sentence."""
+    """Return an exception's text in one line, for the middle of a sentence that names the file."""
     inner = getattr(error, "reason", None)  # what a URLError wraps into "<urlopen error ...>"
-    text = str(inner if isinstance(inner, OSError) else error)
+    cause = inner if isinstance(inner, OSError) else error
+    # With a file name, the system's text would end in the path that the sentence begins with.
+    named = isinstance(cause, OSError) and cause.filename is not None and cause.strerror
+    text = str(cause.strerror if named else cause)  # type: ignore[attr-defined]
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
@@ -136,9 +139,10 @@ def _decode(name: str, content: bytes, size: int) -> NDArray[np.uint8]:
         if image.size == (size, size):  # looked at before any pixel is decoded
             return np.asarray(image.convert("RGB"))
     except _DAMAGED as error:
-        raise UserError(
-            f"The image {name} is truncated or corrupt ({plain_error(error)}); replace or remove it."
-        ) from error
+        why = plain_error(error)
+        if isinstance(error, UnidentifiedImageError):  # its text shows the address of our buffer
+            why = f"no {', '.join(_IMAGE_FORMATS)} in it" if content else "it is empty"
+        raise UserError(f"The image {name} is truncated or corrupt ({why}); replace or remove it.") from error
     width, height = image.size
     raise UserError(
         f"The image {name} has {width}x{height} pixels, expected {size}x{size}; resize or remove it."

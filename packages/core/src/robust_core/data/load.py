@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +15,7 @@ from robust_core.data.cifar import has_cifar, read_cifar
 from robust_core.data.download import download_dataset
 from robust_core.data.files import Raw
 from robust_core.data.folders import read_folder
-from robust_core.data.registry import dataset_info
+from robust_core.data.registry import dataset_info, list_datasets
 from robust_core.data.shapes import load_shapes
 from robust_core.data.svhn import has_svhn, read_svhn
 from robust_core.data.tiny_imagenet import has_tiny_imagenet, read_tiny_imagenet
@@ -101,13 +102,18 @@ def load_dataset(
     there if ``download`` and the release may be. Drawn sets take no ``root``, only ``seed``. Official
     files keep their order; class folders and archives give the k-th image of each class in turn.
     ``log`` is told about downloads; what a user should know of the files stands in ``notes``. Raises
-    ``UserError`` for unknown names, files that are missing (with the expected tree), damaged or of
+    ``UserError`` for unknown names, files that are missing (with the expected tree), damaged, empty or of
     another data set.
     """
+    given: tuple[Any, Any, Any] = (name, root, split)
+    if not isinstance(given[0], str):
+        raise unknown_name("dataset", str(name), list_datasets())
+    if given[1] is not None and not isinstance(given[1], str | os.PathLike):
+        raise UserError(f"root is {root!r}, expected the path of a folder: give for example 'data'.")
     info = dataset_info(name)
-    if split not in info.official_counts:
+    if not isinstance(given[2], str) or split not in info.official_counts:
         hint = ": split_validation() takes one from 'train'" if split == "validation" else ""
-        known = unknown_name(f"split of {info.title}", split, info.official_counts)
+        known = unknown_name(f"split of {info.title}", str(split), info.official_counts)
         raise UserError(f"{str(known).rstrip('.')}{hint}.")
     if name in _DRAWN:
         return load_shapes(info, split, seed)
@@ -119,7 +125,12 @@ def load_dataset(
     if found is None:
         raise UserError(_expected(folder, info))
     base, layout = found
-    return _image_set(layout.read(base, info, split), info, split)
+    raw = layout.read(base, info, split)
+    if len(raw.labels) == 0:
+        raise UserError(
+            f"The files of {info.title} in {base} hold no image of split '{split}'; get a fresh copy."
+        )
+    return _image_set(raw, info, split)
 
 
 def _own_folder(folder: Path, info: DatasetInfo) -> Path:

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robust_core import attacks
+from robust_core.attacks.checks import check_count
 from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
 from robust_core.evaluation.judging import CountingNetwork, Judge, check_model, model_place
 from robust_core.evaluation.members import RUNNERS, AttackCall, MemberUnavailable, Runner
-from robust_core.evaluation.protocols import Member, Protocol
+from robust_core.evaluation.protocols import Member, Protocol, as_protocol, check_settings
 from robust_core.evaluation.record import Evaluation, MemberRun
 from robust_core.models import frozen
 
@@ -27,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     model: Callable[[Tensor], Tensor],
     dataset: ImageSet,
-    protocol: Protocol,
+    protocol: Protocol | str,
     *,
     batch_size: int = 128,
     seed: int = 0,
@@ -39,6 +41,8 @@ def evaluate(
 ) -> Evaluation:
     """Return the evaluation of ``model`` (images ``(N, C, H, W)`` in [0, 1] to logits) under a protocol.
 
+    ``protocol`` may be the name of a standard one.
+
     An image is robust if it is classified right at zero perturbation and at every iterate of every member.
     Attacks run on the frozen view in float32 (float64 for a float64 model), with random starts that depend on
     the seed, the member and the image's index only: neither the batch size, nor the device, nor the other
@@ -48,13 +52,14 @@ def evaluate(
     state are left as they were.
 
     Raises ``UserError`` for a model in train mode, a class count that differs from the data set's, an empty
-    set or limit, and a required member whose package is missing.
+    set or limit, logits of natural images that are not finite, a member with a wrong setting, and a required
+    member whose package is missing.
     """
     check_model(model)
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}, expected at least 1 image (None: all).")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}, expected at least 1.")
+    attacked_by = as_protocol(protocol)
+    if limit is not None:
+        check_count("limit", limit, 1)
+    check_count("batch_size", batch_size, 1)
     if limit is not None and limit < len(dataset):
         dataset = dataset.subset(torch.arange(limit, device=dataset.images.device))
     if len(dataset) == 0:
@@ -74,11 +79,11 @@ def evaluate(
     with _full_precision(work.device):
         begun = time.perf_counter()
         natural = work.natural()
-        results = {member.name: work.run(member, natural, runners or {}) for member in protocol.members}
+        results = {member.name: work.run(member, natural, runners or {}) for member in attacked_by.members}
         seconds = time.perf_counter() - begun
     ran = {name: result for name, result in results.items() if result.run.ran}
     return Evaluation(
-        protocol=protocol,
+        protocol=attacked_by,
         natural=natural.cpu().numpy(),
         last={name: result.last for name, result in ran.items()},
         robust={name: result.robust for name, result in ran.items()},
@@ -145,15 +150,17 @@ class _Work:
 
     def natural(self) -> Tensor:
         """Return which images are classified right at zero perturbation, bool ``(N,)`` on the device."""
-        verdicts = []
+        verdicts, sound = [], []
         count = len(self.dataset)
         for place, images, labels in self.batches(count):
             with torch.no_grad():
                 logits = self.model(images)
             if place.start == 0:
                 self._check_classes(logits)
-            verdicts.append((logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1))
+            verdicts.append(logits.argmax(dim=1) == labels)
+            sound.append(logits.isfinite().all(dim=1))
             self.progress("natural", place.stop, count)
+        self._check_finite(torch.cat(sound))
         return torch.cat(verdicts)
 
     def run(self, member: Member, natural: Tensor, extra: Mapping[str, Runner]) -> _MemberResult:
@@ -165,6 +172,8 @@ class _Work:
             raise UserError(
                 f"Member '{member.name}' has images={member.images}, expected at least 1 (None: all)."
             )
+        # An added runner takes what settings it likes; the attacks of the core say what they take.
+        check_settings(member, None if member.kind in extra else getattr(attacks, member.kind))
         result = _MemberResult(len(self.dataset))
         try:
             self._attack(member, runners[member.kind], natural, result)
@@ -221,6 +230,12 @@ class _Work:
     def _check_classes(self, logits: Tensor) -> None:
         """Refuse a model whose outputs are not the data set's classes."""
         classes = self.dataset.info.num_classes
+        given: object = logits
+        if not isinstance(given, Tensor):
+            raise UserError(
+                f"The model returned a {type(given).__name__}, expected logits (n, {classes}): "
+                "give a model that returns the logits alone."
+            )
         if logits.dim() != 2 or logits.shape[1] != classes:
             raise UserError(
                 f"The model gives outputs of shape {tuple(logits.shape)}, but '{self.dataset.info.name}' has "
@@ -230,6 +245,15 @@ class _Work:
         if low < 0 or high >= classes:
             raise UserError(
                 f"Labels lie in {low}..{high}, expected 0..{classes - 1}: check the data set's labels."
+            )
+
+    def _check_finite(self, sound: Tensor) -> None:
+        """Refuse a model that is broken before any attack: its robust accuracy of 0 would look measured."""
+        bad = (~sound).nonzero()[:, 0].tolist()
+        if bad:
+            raise UserError(
+                f"The model's logits are not finite (NaN or infinite) for {len(bad)} of {len(sound)} natural "
+                f"images, first for image {int(self.dataset.indices[bad[0]])}: load sound weights."
             )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from robust_core.errors import UserError, unknown_name
 
-__all__ = ["PROTOCOLS", "Member", "Protocol", "protocol"]
+__all__ = ["PROTOCOLS", "Member", "Protocol", "as_protocol", "check_settings", "protocol"]
 
 PROTOCOLS = ("natural", "pgd-20", "pgd", "part", "autoattack")
+# What the evaluation gives to an attack itself, besides the network, images and labels.
+_GIVEN = ("batch_size", "generator", "log", "observe", "start")
 
 
 @dataclass(frozen=True)
@@ -89,3 +94,38 @@ def protocol(
     if name == "autoattack":
         return Protocol(name, (replace(autoattack, images=autoattack_images or None),))
     raise unknown_name("protocol", name, PROTOCOLS)
+
+
+def as_protocol(given: object) -> Protocol:
+    """Return a protocol, or the standard one of a name; ``UserError`` for anything else."""
+    if isinstance(given, Protocol):
+        return given
+    if isinstance(given, str):
+        return protocol(given)
+    raise UserError(
+        f"protocol is {given!r}, expected a Protocol or a name: give one of {', '.join(PROTOCOLS)}."
+    )
+
+
+def check_settings(member: Member, attack: Callable[..., Any] | None) -> None:
+    """Refuse settings without a number ``eps``, and those that ``attack`` does not take or lacks."""
+    settings: Mapping[str, Any] = member.settings
+    names: set[str] = {"eps"}
+    needed: set[str] = {"eps"}
+    if attack is not None:
+        options = [p for p in inspect.signature(attack).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        names |= {option.name for option in options if option.name not in _GIVEN}
+        needed |= {option.name for option in options if option.default is option.empty}
+        for name in settings:
+            if name not in names:
+                known = unknown_name(f"setting of member '{member.name}' ({member.kind})", str(name), names)
+                raise known
+    missing = sorted(needed - set(settings))
+    if missing:
+        raise UserError(
+            f"Member '{member.name}' ({member.kind}) has no setting '{missing[0]}', only {sorted(settings)}: "
+            f"give settings={{'{missing[0]}': ...}}."
+        )
+    eps = settings["eps"]
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+        raise UserError(f"Member '{member.name}' has eps={eps!r}, expected a number such as 8/255.")

@@ -28,7 +28,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Accepts a state dict or a dict that holds one under ``state_dict``, ``model`` or ``net``, with or without
     ``module.`` in front of the names. Raises ``UserError`` if the file is missing, is no checkpoint, or holds
-    another architecture or class count; the model is then unchanged.
+    another architecture or class count, or numbers that no network works with (NaN, complex); the model is
+    then unchanged.
     """
     load_state(model, read_state_dict(path), source=str(path))
 
@@ -112,8 +113,8 @@ def _no_state(source: str) -> UserError:
 def load_state(model: nn.Module, state_dict: Mapping[str, Any], source: str = "The state dict") -> None:
     """Load a state dict (plain, nested or prefixed) into ``model``, in place.
 
-    ``source`` begins the error messages. Raises ``UserError`` for another architecture or class count, and
-    leaves the model unchanged then.
+    ``source`` begins the error messages. Raises ``UserError`` for another architecture or class count, and for
+    values that are no finite numbers of the network's kind, and leaves the model unchanged then.
     """
     state = _plain_state(state_dict, source)
     expected = model.state_dict()
@@ -128,7 +129,11 @@ def load_state(model: nn.Module, state_dict: Mapping[str, Any], source: str = "T
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
         raise _other_architecture(model, source, missing, unexpected)
+    for name, value in state.items():
+        _check_kind(name, value, source)
     _check_shapes(model, state, expected, source)
+    for name, value in state.items():
+        _check_values(name, value, expected[name], source)
     model.load_state_dict(state, strict=False)
 
 
@@ -161,6 +166,34 @@ def _other_architecture(
         f"{source} is of another architecture than {_model_name(model)}: it {' and '.join(parts)}; "
         f"choose the architecture that it was trained with."
     )
+
+
+def _check_kind(name: str, value: Tensor, source: str) -> None:
+    """Refuse a tensor whose numbers do not simply lie in memory."""
+    kind = "a nested" if value.is_nested else "a quantised" if value.is_quantized else None
+    if kind is None and value.layout != torch.strided:
+        kind = "a sparse"
+    if kind is None and value.is_meta:
+        kind = "an empty (meta)"
+    if kind is not None:
+        raise UserError(
+            f"{source} holds {kind} tensor as '{name}', expected a plain one; save the weights of the float "
+            f"network as plain (dense) tensors."
+        )
+
+
+def _check_values(name: str, value: Tensor, expected: Tensor, source: str) -> None:
+    """Refuse what torch would cast silently into weights that mean nothing."""
+    if value.is_complex() or (expected.is_floating_point() and not value.is_floating_point()):
+        raise UserError(
+            f"{source} holds {value.dtype} as '{name}', expected {expected.dtype}; save the weights as floats."
+        )
+    # As the network will hold it: a large float64 may be infinite in float32.
+    if value.is_floating_point() and not bool(value.to(expected.dtype).isfinite().all()):
+        raise UserError(
+            f"{source} holds NaN or infinity in '{name}', expected finite numbers; its training diverged, "
+            f"take an earlier checkpoint."
+        )
 
 
 def _check_shapes(

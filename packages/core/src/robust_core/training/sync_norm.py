@@ -36,6 +36,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         """Normalise ``(n, C, H, W)``; in evaluation mode or with one process as ``BatchNorm2d``."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
+        given, input = input.dtype, input.float()  # sums of half precision would lose the batch's size
         axes = (0, 2, 3)
         local_count = input.new_tensor([input.numel() / input.shape[1]])
         count = _SumOverProcesses.apply(local_count)
@@ -45,7 +46,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         self._update_running(mean.detach(), variance.detach(), count)
         normalised = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
         scaled: Tensor = normalised * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-        return scaled
+        return scaled.to(given)
 
     def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

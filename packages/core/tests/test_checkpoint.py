@@ -56,17 +56,29 @@ def test_damage_is_named_and_the_checkpoint_before_is_taken(tmp_path, damage):
         path.unlink()
     else:
         path.write_bytes(bytes(content))
-    with pytest.warns(UserWarning, match=r"step-00000002\.pt"):
-        assert store.latest()["step"] == 1
+    said = []
+    assert store.latest(say=said.append)["step"] == 1
+    (line,) = said
+    assert line.startswith(f"warning: {path} is damaged (")
+    assert line.endswith("); falling back to the checkpoint of step 1")
+
+
+def test_a_damaged_checkpoint_is_one_plain_line_for_the_user(tmp_path, capsys):
+    store = CheckpointStore(tmp_path)
+    store.save(state(1), 1)
+    store.save(state(2), 2).unlink()
+    store.latest()
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("warning: ")
+    assert told.err.count("\n") == 1
+    assert ".py" not in told.err
 
 
 def test_no_whole_checkpoint_is_one_sentence(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(state(1), 1).write_bytes(b"nonsense")
-    with (
-        pytest.warns(UserWarning, match="falling back"),
-        pytest.raises(UserError, match=r"No checkpoint in .* is whole"),
-    ):
+    with pytest.raises(UserError, match=r"No checkpoint in .* is whole \(step-00000001\.pt: 8 bytes instead"):
         store.latest()
 
 
@@ -91,12 +103,90 @@ def test_a_checkpoint_that_is_a_pickle_of_objects_is_refused(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_damaged_manifest_is_told(tmp_path):
+ENTRY = {"file": "step-00005000.pt", "step": 5000, "sha256": "0" * 64, "bytes": 9}
+MANIFESTS = {
+    "cut short": b"{",
+    "empty": b"",
+    "no UTF-8": b'{"checkpoints": "\xff"}',
+    "a number": b'{"checkpoints": 3}',
+    "a list": b"[1]",
+    "no key": b"{}",
+    "names nothing": b'{"checkpoints": []}',
+    "no entry": b'{"checkpoints": [1]}',
+    **{
+        f"without {key}": json.dumps({"checkpoints": [{k: ENTRY[k] for k in ENTRY if k != key}]}).encode()
+        for key in ENTRY
+    },
+    **{
+        f"{key} {value!r}": json.dumps({"checkpoints": [{**ENTRY, key: value}]}).encode()
+        for key, value in [
+            *(("step", "q"), ("step", None), ("step", True), ("step", 5001), ("step", -1)),
+            *(("bytes", "9"), ("sha256", 3), ("file", None), ("file", "../step-00005000.pt")),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("content", [None, *MANIFESTS.values()], ids=["missing", *MANIFESTS])
+def test_without_a_sound_manifest_good_checkpoints_are_left_alone(tmp_path, content):
+    store = CheckpointStore(tmp_path)
+    store.save({"a": 1}, 5000)
+    store.save({"a": 1}, 6000)
+    manifest = tmp_path / "manifest.json"
+    if content is None:
+        manifest.unlink()
+    else:
+        manifest.write_bytes(content)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for use in (store.latest, store.latest_step, lambda: store.save({"a": 2}, 7000)):
+        with pytest.raises(UserError) as refused:
+            use()
+        told = str(refused.value)
+        assert str(manifest) in told
+        assert "step-N.pt" in told
+        assert "untouched" in told
+        assert "restore manifest.json" in told
+        assert "--run-dir" in told
+        assert told.count(". ") == 0
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_manifest_that_may_not_be_read_is_refused(tmp_path):
+    store = CheckpointStore(tmp_path)
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(UserError, match=r"manifest\.json' cannot be read"):
+        store.latest()
+
+
+def test_a_kill_in_the_first_checkpoint_starts_again(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(state(3), 3)
+    (tmp_path / "manifest.json").unlink()  # renamed, but not yet named
+    assert store.latest() is None
+    assert store.latest_step() == 0
+    store.save(state(3), 3)
+    assert store.latest()["step"] == 3
+
+
+def test_a_kill_in_a_later_checkpoint_keeps_the_one_before(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(state(1), 1)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.warns(UserWarning, match="damaged"):
-        assert store.latest() is None
+    manifest = (tmp_path / "manifest.json").read_bytes()
+    store.save(state(2), 2)
+    (tmp_path / "manifest.json").write_bytes(manifest)
+    assert store.latest()["step"] == 1
+    store.save(state(2), 2)
+    assert store.latest()["step"] == 2
+
+
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_a_manifest_without_checkpoints_loses_nothing(tmp_path, content):
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content)
+    store = CheckpointStore(tmp_path)
+    assert store.latest() is None
+    store.save(state(1), 1)
+    assert store.latest()["step"] == 1
 
 
 @pytest.fixture
@@ -158,12 +248,12 @@ def test_a_read_only_folder_is_one_sentence(tmp_path, monkeypatch):
         storage.write_whole(tmp_path / "x.json", "text")
 
 
-def test_another_error_is_not_hidden(tmp_path, monkeypatch):
+def test_any_other_failure_is_one_sentence(tmp_path, monkeypatch):
     def broken(*_):
-        raise OSError(errno.EIO, "something else")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="something else"):
+    with pytest.raises(UserError, match=r"Cannot write .*\(Input/output error\)"):
         storage.write_whole(tmp_path / "x", "text")
 
 
@@ -182,8 +272,15 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
 def test_opening_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="is no run directory"):
         RunDirectory.open(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    for content in (b"{", b"[]", b"{}", b'{"config": 3}', b'{"config": null}', b"\xff"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"config\.json' is damaged .*; restore it, or start the run anew"
+        ):
+            RunDirectory.open(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json' cannot be read \(Is a directory\)"):
         RunDirectory.open(tmp_path)
 
 
@@ -198,6 +295,48 @@ def test_lines_are_cut_back_to_the_checkpoint(tmp_path, name):
     run.cut_back(2)
     log({"kind": "step", "step": 3})
     assert [line["step"] for line in getattr(run, name)()] == [1, 2, 3]
+
+
+ODD_LINES = {
+    "garbage": b"x#!",
+    "blank": b"",
+    "cut short": b'{"kind": "st',
+    "no object": b"[1]",
+    "no step": b'{"kind": "step"}',
+    "odd step": b'{"step": "q"}',
+    "no UTF-8": b'{"step": 1, "kind": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LINES.values(), ids=ODD_LINES)
+@pytest.mark.parametrize("name", ["metrics", "timings"])
+def test_a_damaged_line_is_named(tmp_path, name, odd):
+    run = RunDirectory.create(tmp_path, {"config": {}})
+    path = tmp_path / f"{name}.jsonl"
+    content = b'{"step": 1}\n' + odd + b'\n{"step": 2}\n'
+    path.write_bytes(content)
+    for use in (getattr(run, name), lambda: run.cut_back(1)):
+        with pytest.raises(UserError) as refused:
+            use()
+        assert str(refused.value).startswith(f"Line 2 of '{path}' is damaged (")
+        assert "mend or remove that line" in str(refused.value)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("torn", [b'{"st', b"\xc3", b"\0\0", b"x#!"])
+def test_an_unfinished_last_line_is_left_out(tmp_path, torn):
+    run = RunDirectory.create(tmp_path, {"config": {}})
+    run.metrics_path.write_bytes(b'{"step": 1,  "loss": NaN}\n' + torn)
+    assert len(run.metrics()) == 1
+    run.cut_back(1)
+    assert run.metrics_path.read_bytes() == b'{"step": 1,  "loss": NaN}\n'
+
+
+def test_lines_that_may_not_be_read_are_one_sentence(tmp_path):
+    run = RunDirectory.create(tmp_path, {"config": {}})
+    run.metrics_path.mkdir()
+    with pytest.raises(UserError, match=r"'.*metrics\.jsonl' cannot be read"):
+        run.cut_back(1)
 
 
 def test_finish_marks_the_run(tmp_path):

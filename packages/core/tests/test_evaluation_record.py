@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
@@ -120,16 +121,80 @@ def test_groups_without_names_are_numbered():
     assert [row["name"] for row in summary["groups"]] == ["0", "1"]
 
 
-def test_missing_and_damaged_records_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"No evaluation record .*final\.json"):
+REMEDY = r"delete finished\.json of the run and continue it with --resume"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_missing_records_are_named(tmp_path, suffix):
+    record().save(tmp_path, "final").with_suffix(suffix).unlink()
+    with pytest.raises(UserError, match=rf"No evaluation record .*final\{suffix}.*{REMEDY}"):
         load_evaluation(tmp_path, "final")
+
+
+def changed(**changes):
+    return lambda document: json.dumps({**document, **changes})
+
+
+DAMAGES = {
+    "cut short": lambda document: "{",
+    "empty": lambda document: "",
+    "a list": lambda document: "[1]",
+    "no keys": lambda document: "{}",
+    "runs are a list": changed(runs=[]),
+    "a run is a number": changed(runs={"pgd-20": 3}),
+    "a run of a member without arrays": changed(runs={"apgd": {"flags": []}}),
+    "no classes": changed(class_names=3),
+    "no protocol": changed(protocol="part"),
+    "members twice": lambda document: json.dumps(
+        {**document, "protocol": {"name": "part", "members": document["protocol"]["members"] * 2}}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_records_are_named(tmp_path, damage):
     path = record().save(tmp_path, "final")
-    path.write_text("{")
-    with pytest.raises(UserError, match=r"final\.json cannot be read"):
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(UserError, match=rf"final\.json cannot be read .*{REMEDY}"):
         load_evaluation(tmp_path, "final")
-    record().save(tmp_path, "final")
-    (tmp_path / "final.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match="evaluate the run again"):
+
+
+def flip(content):
+    return bytes(byte ^ 4 if index == len(content) // 3 else byte for index, byte in enumerate(content))
+
+
+def archive(**arrays):
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def shortened(content):
+    with np.load(io.BytesIO(content)) as stored:
+        return archive(**{**stored, "natural": stored["natural"][:7]})
+
+
+def numbered(content):
+    with np.load(io.BytesIO(content)) as stored:
+        return archive(**{**stored, "robust/mma": stored["robust/mma"].astype(float)})
+
+
+ARCHIVES = {
+    "two letters": lambda content: b"PK",
+    "empty": lambda content: b"",
+    "flipped": flip,
+    "cut short": lambda content: content[:-40],
+    "other arrays": lambda content: archive(x=np.zeros(3)),
+    "fewer images": shortened,
+    "no booleans": numbered,
+}
+
+
+@pytest.mark.parametrize("damage", ARCHIVES.values(), ids=ARCHIVES)
+def test_damaged_arrays_are_named(tmp_path, damage):
+    path = record().save(tmp_path, "final").with_suffix(".npz")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"final\.json cannot be read .*{REMEDY}"):
         load_evaluation(tmp_path, "final")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -81,6 +83,43 @@ def test_resuming_on_another_machine_is_one_warning(monkeypatch):
     assert len(notes) == 1
     assert "equality to the bit" in notes[0]
     assert "another" in notes[0]
+
+
+def test_resuming_where_that_gpu_is_not_takes_the_first(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    stored = {**resolve_machine(device="cpu", threads=1)[0].to_dict(), "processor": "some GPU"}
+    again, notes = resumed_machine({**stored, "device": "cuda:3"})
+    assert again.device == "cuda:0"
+    assert "device cuda:3 -> cuda:0" in notes[0]
+    assert resumed_machine({**stored, "device": "cuda:0"})[0].device == "cuda:0"
+
+
+ODD = [
+    *(("device", "xpu"), ("device", "cuda:x"), ("device", 3), ("device", "auto")),
+    *(("threads", "x"), ("threads", 0), ("threads", 10**9), ("threads", True), ("threads", 1.5)),
+    *(("precision", "fp8"), ("precision", None), ("precision", []), ("train_precision", "bf16")),
+    *(("compile", "no"), ("compile", 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ODD)
+def test_a_stored_machine_that_cannot_be_is_one_sentence(name, value):
+    stored = resolve_machine(device="cpu", threads=1)[0].to_dict()
+    shown = re.escape(f'{name} {value!r} under "machine"; expected ')
+    with pytest.raises(UserError, match=rf"The run's config\.json has {shown}.*; restore it, or start"):
+        resumed_machine({**stored, name: value})
+    del stored[name]
+    with pytest.raises(UserError, match=rf"has no {name} under \"machine\""):
+        resumed_machine(stored)
+
+
+@pytest.mark.parametrize("stored", [None, 3, [], "cpu"])
+def test_a_missing_stored_machine_is_one_sentence(stored):
+    with pytest.raises(UserError, match=r"config\.json has no settings under \"machine\""):
+        resumed_machine(stored)
 
 
 def test_processor_and_memory_have_values():

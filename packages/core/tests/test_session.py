@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from runs import constant, same, write_folders
 
 from robust_core.cli import main
-from robust_core.config import RunConfig
+from robust_core.config import RunConfig, config_from_dict
 from robust_core.errors import UserError
-from robust_core.evaluation import protocol
+from robust_core.evaluation import load_evaluation, protocol
 from robust_core.session import Beginning, execute, resume
-from robust_core.training import Phase
+from robust_core.storage import file_digest, write_tensors
+from robust_core.training import Phase, RunDirectory
 from robust_core.training.methods import Adversarial, AtLoss, InnerAttack, Natural
 
 
@@ -44,6 +46,10 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def config(folders):
+    return small(folders)
+
+
+def small(folders):
     return RunConfig(
         data="cifar10",
         data_dir=str(folders),
@@ -102,9 +108,24 @@ def test_what_cannot_begin_leaves_no_run(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_forking_needs_a_checkpoint(config, tmp_path):
-    from robust_core.training import RunDirectory
+def test_a_fork_takes_the_best_weights_along(config, tmp_path):
+    best = replace(config, selection="best", lr=0.0, curve_images=0)  # lr 0: the first epoch stays the best
+    beginning = execute(best, Beginning(Plan(), 1), tmp_path / "beginning")
+    assert execute(best, Plan(), tmp_path / "forked", fork_from=beginning.path).is_finished
 
+
+def test_a_fork_killed_half_way_loses_no_lines(config, tmp_path, monkeypatch):
+    straight = execute(config, Plan(), tmp_path / "straight")
+    beginning = execute(config, Beginning(Plan(), 1), tmp_path / "beginning")
+    monkeypatch.setattr(RunDirectory, "log_timing", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        execute(config, Plan(), tmp_path / "forked", fork_from=beginning.path)
+    monkeypatch.undo()
+    forked = resume(config, Plan(), tmp_path / "forked")
+    assert forked.metrics_path.read_bytes() == straight.metrics_path.read_bytes()
+
+
+def test_forking_needs_a_checkpoint(config, tmp_path):
     RunDirectory.create(tmp_path / "empty", {"config": {}})
     with pytest.raises(UserError, match="no checkpoint to start from"):
         execute(config, Plan(), tmp_path / "forked", fork_from=tmp_path / "empty")
@@ -117,6 +138,184 @@ def test_best_weights_are_the_evaluated_ones(config, tmp_path):
     run = execute(best, Plan(), tmp_path / "run")
     assert (run.path / "best.pt").exists()
     assert resume(best, Plan(), run.path).is_finished
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tmp_path_factory):
+    """A run that is trained and evaluated, to be copied and damaged."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    execute(small(folders), Plan(), path, say=lambda line: None)
+    return path
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """The run as if it had been killed before its very end."""
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    (path / "finished.json").unlink()
+    return path
+
+
+def rewrite(path, **changes):
+    """Change keys of a JSON file; None removes."""
+    record = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+def resumed(path):
+    """Resume as a script does; returns what was said."""
+    said = []
+    stored = config_from_dict(RunConfig, RunDirectory.open(path).record["config"])
+    assert resume(stored, Plan(), path, say=said.append).is_finished
+    return said
+
+
+def test_an_undamaged_run_resumes(stopped):
+    before = (stopped / "metrics.jsonl").read_bytes()
+    assert not any("warning" in line for line in resumed(stopped))
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+RECORDS = {
+    "no machine": ({"machine": None}, 'config.json has no settings under "machine"'),
+    "odd machine": ({"machine": [1]}, 'config.json has no settings under "machine"'),
+    "no data": ({"data": None}, r'config.json has no settings under "data"'),
+    "odd data": ({"data": 3}, r'config.json has no settings under "data"'),
+    "no config": ({"config": None}, "config.json' is damaged"),
+    "odd config": ({"config": 3}, "config.json' is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_a_damaged_record_is_one_sentence(stopped, case):
+    changes, told = RECORDS[case]
+    rewrite(stopped / "config.json", **changes)
+    with pytest.raises(UserError, match=told):
+        resumed(stopped)
+
+
+SETTINGS = [
+    ("lr", "fast", "has lr 'fast'; expected a number"),
+    ("lr", True, "has lr True; expected a number"),
+    ("epsilon", None, "has epsilon None; expected a number"),
+    ("epochs", 2.0, "has epochs 2.0; expected a whole number"),
+    ("epochs", False, "has epochs False; expected a whole number"),
+    ("nesterov", 1, "has nesterov 1; expected true or false"),
+    ("model", ["resnet18"], r"has model \['resnet18'\]; expected a text"),
+    ("data_dir", 3, "has data_dir 3; expected a text or null"),
+    ("selection", "bset", "has selection 'bset'; expected last or best"),
+    (
+        "num_steps",
+        -4,
+        r"config.json' cannot work \(--num-steps -4 is not possible; expected 0 or more\); restore",
+    ),
+    ("model", "resnet81", "Unknown model 'resnet81'"),
+    ("data", "cifra10", "Unknown dataset 'cifra10'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "told"), SETTINGS)
+def test_settings_that_cannot_be_are_one_sentence(stopped, name, value, told):
+    record = json.loads((stopped / "config.json").read_text())
+    rewrite(stopped / "config.json", config={**record["config"], name: value})
+    with pytest.raises(UserError, match=told):
+        resumed(stopped)
+
+
+def test_whole_numbers_are_numbers_and_null_is_none():
+    config = config_from_dict(RunConfig, {**RunConfig().to_dict(), "lr": 1, "data_dir": None})
+    assert (config.lr, config.data_dir) == (1, None)
+    with pytest.raises(UserError, match="has no settings"):
+        config_from_dict(RunConfig, 3)
+
+
+def without(name):
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+def deeper(*path, value):
+    def change(state):
+        inner = state
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        return state
+
+    return change
+
+
+CHECKPOINTS = {
+    "a list": (lambda state: [1], "no checkpoint of a run"),
+    "a tensor": (lambda state: torch.zeros(3), "no checkpoint of a run"),
+    **{
+        f"no {name}": (without(name), f"lacks {name}")
+        for name in ("step", "model", "optimizer", "average", "method", "best_score")
+    },
+    "odd step": (deeper("step", value="x"), "is of step 'x'"),
+    "step that is none": (deeper("step", value=True), "is of step True"),
+    "no step at all": (deeper("step", value=0), "is of step 0"),
+    "step beyond the end": (deeper("step", value=99), r"is of step 99, but this run has \d+ steps"),
+    "odd model": (deeper("model", value=3), "holds no state dict"),
+    "another network": (deeper("model", value={"w": torch.zeros(2)}), "is of another architecture"),
+    "odd weights": (deeper("model", value={"w": "x"}), "holds no state dict"),
+    "odd optimizer": (deeper("optimizer", value=3), "does not fit this run"),
+    "empty optimizer": (deeper("optimizer", value={}), "does not fit this run"),
+    "odd groups": (deeper("optimizer", "param_groups", value=[3]), "does not fit this run"),
+    "odd momentum": (deeper("optimizer", "param_groups", 0, "momentum", value="x"), "does not fit this run"),
+    "odd buffers": (deeper("optimizer", "state", value={0: {"momentum_buffer": torch.zeros(1)}}), "not fit"),
+    "odd score": (deeper("best_score", value="x"), "does not fit this run"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_a_foreign_checkpoint_is_one_sentence(stopped, case):
+    change, told = CHECKPOINTS[case]
+    replace_newest(stopped, change)
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=told) as refused:
+        resumed(stopped)
+    assert str(stopped / "checkpoints") in str(refused.value)
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def replace_newest(path, change):
+    """Put another content into the newest checkpoint, under a right checksum."""
+    folder = path / "checkpoints"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = manifest["checkpoints"][-1]
+    file = folder / entry["file"]
+    write_tensors(file, change(torch.load(file, weights_only=True)))
+    entry.update(sha256=file_digest(file), bytes=file.stat().st_size)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_taken(finished, stopped):
+    newest = max((stopped / "checkpoints").glob("*.pt"))
+    newest.write_bytes(b"nonsense")
+    shutil.rmtree(stopped / "evaluation")
+    said = resumed(stopped)
+    assert any(line.startswith(f"warning: {newest} is damaged (8 bytes") for line in said)
+    assert same(final(RunDirectory.open(stopped)), final(RunDirectory.open(finished)))
+    assert (stopped / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+@pytest.mark.parametrize("content", [None, b"nonsense"])
+def test_a_lost_evaluation_is_made_again(finished, stopped, suffix, content):
+    path = stopped / f"evaluation/pgd-20.{suffix}"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    said = resumed(stopped)
+    told = [line for line in said if line.startswith("warning: ") and "pgd-20" in line]
+    if suffix == "json" and content is None:  # what a kill leaves before the evaluation is whole
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert told[0].endswith("the evaluation is made again")
+    again = load_evaluation(stopped / "evaluation", "pgd-20")
+    assert again.natural.tolist() == load_evaluation(finished / "evaluation", "pgd-20").natural.tolist()
 
 
 def test_averaged_weights_and_bf16_training_run(config, tmp_path):

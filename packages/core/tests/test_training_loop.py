@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(tmp_path):
             return StepResult(result.loss * factor, result.metrics)
 
     run = training(tmp_path, lambda: [Phase("main", Diverges(), 6, constant())])
-    with pytest.raises(UserError, match=r"NaN at step 4 .*checkpoint of step 4 is whole"):
+    with pytest.raises(UserError, match=r"NaN at step 5 .*checkpoint of step 4 is whole"):
         run.fit()
     assert run.run.checkpoints.latest_step() == 4
     assert all(torch.isfinite(value).all() for value in run.run.checkpoints.latest()["model"].values())

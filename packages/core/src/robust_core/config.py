@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from robust_core.errors import UserError
 
@@ -96,6 +96,7 @@ class RunConfig:
         for name in (
             "train_subset",
             "validation",
+            "curve_images",
             "test_images",
             "num_steps",
             "checkpoint_every",
@@ -103,11 +104,13 @@ class RunConfig:
             "epochs",
         ):
             _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("seed", "subset_seed"):
+            _expect(0 <= getattr(self, name) < 2**63, name, getattr(self, name), "0 to 2^63 - 1")
         # OpenMP itself crashes on absurd numbers
         _expect(self.threads <= 1024, "threads", self.threads, "at most 1024")
         for name in ("epsilon", "step_size"):
             value = getattr(self, name)
-            shown = f"{value * 255:g}/255"
+            shown = f"{value:g} ({value * 255:g}/255)"
             _expect(0.0 <= value <= 1.0, name, shown, "between 0 and 1, in pixels of [0, 1], e.g. 8/255")
         for name in ("lr", "weight_decay"):
             value = getattr(self, name)
@@ -137,8 +140,11 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """Return the configuration that :meth:`RunConfig.to_dict` gave.
 
     Raises:
-        UserError: if settings are missing or unknown, as in a run of another version.
+        UserError: if settings are missing or unknown, as in a run of another version, or not of their type.
     """
+    remedy = "restore it, or start the run anew in another --run-dir."
+    if not isinstance(values, Mapping):
+        raise UserError(f'The run\'s config.json has no settings under "config"; {remedy}')
     known = {entry.name for entry in fields(kind)}
     required = {entry.name for entry in fields(kind) if entry.default is MISSING}
     odd = sorted(set(values) - known) + sorted(required - set(values))
@@ -147,4 +153,33 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
             f"The run's config.json does not fit this version (settings {', '.join(odd)}); "
             "start the run anew in another --run-dir."
         )
+    hints = get_type_hints(kind)
+    for entry in fields(kind):
+        value = values.get(entry.name, entry.default)
+        choices = entry.metadata.get("choices", ())
+        if not _is_of_type(value, hints[entry.name]) or (choices and value not in choices):
+            expected = " or ".join(choices or _told_types(hints[entry.name]))
+            raise UserError(
+                f"The run's config.json has {entry.name} {value!r}; expected {expected}; {remedy}"
+            )
     return kind(**dict(values))
+
+
+# How the types of settings are told.
+_TYPES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
+
+
+def _is_of_type(value: object, hint: Any) -> bool:
+    """Return whether a value of a JSON file is of a field's type: a whole number is a number, a truth is none."""
+    kinds = get_args(hint) or (hint,)
+    return type(value) in kinds or (float in kinds and type(value) is int)
+
+
+def _told_types(hint: Any) -> list[str]:
+    return [_TYPES.get(kind, str(kind)) for kind in get_args(hint) or (hint,)]

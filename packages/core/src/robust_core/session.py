@@ -21,6 +21,7 @@ from robust_core.evaluation import Protocol as Attacks
 from robust_core.gallery import save_gallery
 from robust_core.models import build_model, load_weights
 from robust_core.reporting import write_report
+from robust_core.storage import write_whole
 from robust_core.training import (
     Hooks,
     LoopSettings,
@@ -93,10 +94,16 @@ class Session(Generic[Config]):
     say: Say
 
     def evaluate(self, attacks: Attacks) -> Evaluation:
-        """Return the evaluation of the network on the test images, from the run directory if it is there."""
+        """Return the evaluation of the network on the test images, from the run directory if it is there whole."""
         folder = self.run.path / "evaluation"
-        if (folder / f"{attacks.name}.json").exists():
-            return load_evaluation(folder, attacks.name)
+        manifest = folder / f"{attacks.name}.json"
+        if manifest.exists():
+            try:
+                return load_evaluation(folder, attacks.name)
+            except UserError:
+                self.say(
+                    f"warning: {manifest} or its arrays are missing or damaged; the evaluation is made again"
+                )
         limit = self.config.test_images or None
         result = evaluate(
             self.model.eval(),
@@ -142,13 +149,15 @@ def execute(
     data = processes.main_first(lambda: _load_data(config, say))
     epoch_steps = steps_per_epoch(len(data[0]), config.batch_size)
     phases = plan.phases(config, epoch_steps)
+    # compiled or not as the runs that go on from here, which are only then equal to the bit
+    whole: Plan[Config] = plan.plan if isinstance(plan, Beginning) else plan
     machine, notes = resolve_machine(
         device=device,
         threads=config.threads or None,
         precision=config.precision,
         train_precision=config.train_precision,
         compile={"auto": None, "on": True, "off": False}[config.compile],
-        total_steps=sum(phase.steps for phase in phases),
+        total_steps=sum(phase.steps for phase in whole.phases(config, epoch_steps)),
     )
     record = {
         "config": config.to_dict(),
@@ -172,20 +181,31 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
     """Continue the run at ``path`` from its newest checkpoint to the same bits; a finished run is left as it is.
 
     Raises:
-        UserError: if there is no run, or its data is not what it was.
+        UserError: if there is no run, its record or its checkpoints are damaged, or its data is not what it was.
     """
     run = RunDirectory.open(path)
     if run.is_finished:
         say(f"{path} is finished; nothing to do.")
         return run
-    machine, notes = resumed_machine(run.record["machine"])
+    remedy = "restore it, or start the run anew in another --run-dir."
+    try:
+        config.validate()
+    except UserError as error:
+        reason = str(error).removesuffix(".")
+        raise UserError(
+            f"The settings in '{path / 'config.json'}' cannot work ({reason}); {remedy}"
+        ) from None
+    stored_data = run.record.get("data")
+    if not isinstance(stored_data, dict):
+        raise UserError(f'The run\'s config.json has no settings under "data"; {remedy}')
+    machine, notes = resumed_machine(run.record.get("machine"))
     processes = start_processes(machine.device)
     say = say if processes.is_main else _silent
     for note in notes:
         say(note)
     data = processes.main_first(lambda: _load_data(config, say))
     for split, now in _data_record(data).items():
-        before = run.record["data"].get(split)
+        before = stored_data.get(split)
         if before != now:
             raise UserError(
                 f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
@@ -231,16 +251,22 @@ def _data_record(data: Data) -> dict[str, Any]:
 
 
 def _fork(source: Path, target: RunDirectory) -> None:
-    """Copy the newest checkpoint, metrics and timings of ``source`` into a new run."""
+    """Copy metrics, timings, best weights and the newest checkpoint of ``source`` into a new run.
+
+    The checkpoint comes last: a run that was killed before it starts from step 0 and cuts the lines back.
+    """
     donor = RunDirectory.open(source)
     state = donor.checkpoints.latest()
     if state is None:
         raise UserError(f"'{source}' has no checkpoint to start from; train it first.")
-    target.checkpoints.save(state, int(state["step"]))
     for line in donor.metrics():
         target.log(line)
     for line in donor.timings():
         target.log_timing(line)
+    best = source / "best.pt"
+    if best.exists():
+        write_whole(target.path / "best.pt", best.read_bytes())
+    target.checkpoints.save(state, int(state["step"]))
 
 
 def _session(
@@ -327,7 +353,7 @@ def _hooks(
 ) -> Hooks:
     scalar = _tensorboard(run.path) if config.tensorboard else None
     export = plan.export(config, run.path)
-    if validation is None or config.curve_images == 0:
+    if validation is None or (config.curve_images == 0 and config.selection != "best"):
         return Hooks(export=export, scalar=scalar)
     limit = None if config.selection == "best" else config.curve_images
 

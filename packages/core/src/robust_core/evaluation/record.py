@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ from robust_core.storage import write_json, write_whole
 __all__ = ["Evaluation", "MemberRun", "load_evaluation"]
 
 FORMAT = 1
+REMEDY = "delete finished.json of the run and continue it with --resume: it is then evaluated again."
+# What the readers of JSON, of archives and of what is in them raise for damaged files.
+DAMAGES = (
+    *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    *(OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error),
+)
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
@@ -141,21 +149,34 @@ class Evaluation:
 
 
 def load_evaluation(directory: str | Path, name: str) -> Evaluation:
-    """Return the evaluation that ``Evaluation.save`` wrote; its summary is recomputed from the record."""
+    """Return the evaluation that ``Evaluation.save`` wrote; its summary is recomputed from the record.
+
+    Raises:
+        UserError: if one of its two files is missing, damaged or does not fit the other.
+    """
     manifest = Path(directory) / f"{name}.json"
     archive = Path(directory) / f"{name}.npz"
     for path in (manifest, archive):
         if not path.is_file():
-            raise UserError(f"No evaluation record {path}: evaluate the run again to write it.")
+            raise UserError(f"No evaluation record {path}; {REMEDY}")
     try:
         record = json.loads(manifest.read_text(encoding="utf8"))
-        with np.load(archive, allow_pickle=False) as stored:
+        # from memory: numpy leaves a damaged file open
+        with np.load(io.BytesIO(archive.read_bytes()), allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         return _from_record(record, arrays)
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise UserError(
-            f"Evaluation record {manifest} cannot be read ({error}): evaluate the run again to write it."
-        ) from error
+    except DAMAGES as error:
+        reason = str(error).removesuffix(".")
+        raise UserError(f"Evaluation record {manifest} cannot be read ({reason}); {REMEDY}") from error
+
+
+def _check_arrays(arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise ``ValueError`` unless every array that figures come from has one entry per image, of its type."""
+    for key, array in arrays.items():
+        kind = np.integer if key in ("labels", "groups", "indices") else np.bool_
+        whole = key == "indices" or array.shape == (len(arrays["labels"]),)
+        if not whole or not np.issubdtype(array.dtype, kind):
+            raise ValueError(f"its array '{key}' is {array.dtype} {array.shape}")
 
 
 def _from_record(record: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Evaluation:
@@ -168,6 +189,7 @@ def _from_record(record: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Eva
     runs = {
         member: MemberRun(**{**run, "flags": tuple(run["flags"])}) for member, run in record["runs"].items()
     }
+    _check_arrays(arrays)
     # An archive lists its members in its own order; the protocol's order decides.
     ran = [member for member, run in runs.items() if run.ran]
     return Evaluation(

@@ -1,12 +1,14 @@
 """Checkpoints: written whole, named in a manifest with their SHA-256, loaded without unpickling objects.
 
-The manifest comes last, so a file that it does not name is not a checkpoint. The two newest are kept.
+The manifest comes last, so a file that it does not name is not a checkpoint. The two newest are kept. While the
+manifest cannot be read, nothing is loaded, written or removed: the files beside it may be days of work.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from robust_core.storage import file_digest, write_json, write_tensors
 __all__ = ["CheckpointStore"]
 
 KEPT = 2
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 class CheckpointStore:
@@ -30,25 +36,35 @@ class CheckpointStore:
         return self.folder / "manifest.json"
 
     def _manifest(self) -> list[dict[str, Any]]:
+        """Return the entries of the manifest; refuse where that would forget checkpoints that are there."""
+        files = len(list(self.folder.glob("step-*.pt")))
         try:
-            entries = json.loads(self._manifest_path.read_text(encoding="utf8"))["checkpoints"]
-        except FileNotFoundError:
+            return _entries(json.loads(self._manifest_path.read_text(encoding="utf8")))
+        except (FileNotFoundError, NotADirectoryError):
+            # a kill within the first checkpoint leaves one file that was not yet named
+            problem = "is missing" if files > 1 else ""
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+        except (ValueError, RecursionError):
+            problem = "is damaged" if files else ""
+        if not problem:
             return []
-        except (ValueError, KeyError, TypeError):
-            warnings.warn(f"{self._manifest_path} is damaged: no checkpoint can be trusted", stacklevel=3)
-            return []
-        return list(entries)
+        raise UserError(
+            f"'{self._manifest_path}' {problem}, so no checkpoint can be trusted; the step-N.pt files beside it are "
+            "untouched: restore manifest.json, or start the run anew in another --run-dir."
+        )
 
     def save(self, state: dict[str, Any], step: int) -> Path:
         """Write the state after ``step`` steps and name it in the manifest; returns the file.
 
         Raises:
-            UserError: if there is no space; earlier checkpoints are untouched.
+            UserError: if there is no space or the manifest cannot be read; earlier checkpoints are untouched.
         """
-        path = self.folder / f"step-{step:08d}.pt"
+        before = self._manifest()  # first: a file more beside a manifest that is lost would help nobody
+        path = self.folder / _file_name(step)
         write_tensors(path, state)
         entry = {"file": path.name, "step": step, "sha256": file_digest(path), "bytes": path.stat().st_size}
-        entries = [old for old in self._manifest() if old["step"] != step] + [entry]
+        entries = [old for old in before if old["step"] != step] + [entry]
         kept = sorted(entries, key=lambda item: int(item["step"]))[-KEPT:]
         write_json(self._manifest_path, {"checkpoints": kept})
         names = {item["file"] for item in kept}
@@ -57,36 +73,71 @@ class CheckpointStore:
                 old.unlink()
         return path
 
-    def latest(self, device: str = "cpu") -> dict[str, Any] | None:
-        """Return the newest whole state, or None; a damaged file is named and the one before is taken.
+    def latest(self, device: str = "cpu", *, say: Callable[[str], None] = _warn) -> dict[str, Any] | None:
+        """Return the newest whole state, or None; ``say`` is told of a damaged file, and the one before is taken.
 
         Raises:
-            UserError: if checkpoints exist but none of them is whole, or one holds more than plain values.
+            UserError: if checkpoints exist but none of them is whole, or one holds more than plain values, or
+                the manifest cannot be read.
         """
+        damaged: dict[Path, str] = {}
         entries = sorted(self._manifest(), key=lambda item: int(item["step"]), reverse=True)
         for entry in entries:
             path = self.folder / str(entry["file"])
-            problem = _damage(path, entry)
-            if not problem:
-                state: dict[str, Any] = read_plain(path, device)
-                return state
-            warnings.warn(f"{path}: {problem}; falling back to an earlier checkpoint", stacklevel=2)
-        if entries:
+            if problem := _damage(path, entry):
+                damaged[path] = problem
+                continue
+            for other, problem in damaged.items():
+                say(
+                    f"warning: {other} is damaged ({problem}); "
+                    f"falling back to the checkpoint of step {entry['step']}"
+                )
+            state: dict[str, Any] = read_plain(path, device)
+            return state
+        if damaged:
+            told = ", ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
             raise UserError(
-                f"No checkpoint in '{self.folder}' is whole; start the run anew in another --run-dir."
+                f"No checkpoint in '{self.folder}' is whole ({told}); start the run anew in another --run-dir."
             )
         return None
 
     def latest_step(self) -> int:
-        """Return the step of the newest checkpoint named in the manifest (0 without one)."""
+        """Return the step of the newest checkpoint named in the manifest (0 without one).
+
+        Raises:
+            UserError: if the manifest cannot be read.
+        """
         return max((int(entry["step"]) for entry in self._manifest()), default=0)
+
+
+def _file_name(step: int) -> str:
+    return f"step-{step:08d}.pt"
+
+
+def _entries(manifest: Any) -> list[dict[str, Any]]:
+    """Return the entries of what a manifest holds; ``ValueError`` unless it is what :meth:`save` writes."""
+    entries = manifest.get("checkpoints") if isinstance(manifest, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError
+    for entry in entries:
+        kinds = {"file": str, "step": int, "sha256": str, "bytes": int}
+        if not isinstance(entry, dict) or any(
+            type(entry.get(key)) is not kind for key, kind in kinds.items()
+        ):
+            raise ValueError
+        if entry["step"] < 0 or entry["file"] != _file_name(entry["step"]):
+            raise ValueError
+    return entries
 
 
 def _damage(path: Path, entry: dict[str, Any]) -> str:
     if not path.is_file():
         return "missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{path.stat().st_size} bytes instead of {entry['bytes']}"
-    if file_digest(path) != entry["sha256"]:
-        return "its checksum is wrong"
+    try:
+        if path.stat().st_size != entry["bytes"]:
+            return f"{path.stat().st_size} bytes instead of {entry['bytes']}"
+        if file_digest(path) != entry["sha256"]:
+            return "its checksum is wrong"
+    except OSError as error:
+        return str(error.strerror)
     return ""

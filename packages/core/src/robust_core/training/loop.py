@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robust_core.data import Batch, ImageSet, batches, steps_per_epoch
 from robust_core.errors import UserError
 from robust_core.models import FrozenView
+from robust_core.models.weights import load_state
 from robust_core.randomness import rows_of_rank
 from robust_core.storage import write_tensors
 from robust_core.training.averaging import WeightAverage
@@ -26,6 +27,8 @@ from robust_core.training.sync_norm import synchronise_batch_norm
 
 __all__ = ["Hooks", "LoopSettings", "Training"]
 
+# What a checkpoint holds.
+STATE = ("step", "model", "optimizer", "average", "method", "best_score")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -208,7 +211,7 @@ class Training:
         good = self.run.checkpoints.latest_step()
         where = f"the checkpoint of step {good} is whole" if good else "no checkpoint was written yet"
         raise UserError(
-            f"The loss or its gradient became infinite or NaN at step {step} (loss {loss.item():.4g}); "
+            f"The loss or its gradient became infinite or NaN at step {step + 1} (loss {loss.item():.4g}); "
             f"{where}: lower --lr, then train anew in another --run-dir."
         )
 
@@ -232,6 +235,8 @@ class Training:
         due = epoch_ends if every == 0 else step % every == 0
         if due or phase_ends:
             self.save(step)
+        if epoch_ends:
+            clock.leave_out()
 
     def _log_step(
         self, step: int, epoch: int, phase: Phase, figures: dict[str, Tensor], progress: Progress
@@ -284,22 +289,59 @@ class Training:
         )
 
     def restore(self) -> int:
-        """Take up the newest checkpoint; returns the number of steps that are done (0 without one)."""
-        state = self.run.checkpoints.latest(self.machine.device)
-        step = 0 if state is None else int(state["step"])
+        """Take up the newest checkpoint; returns the number of steps that are done (0 without one).
+
+        Raises:
+            UserError: if no checkpoint is whole, the newest is not of this run, or a line of the metrics is damaged.
+        """
+        state = self.run.checkpoints.latest(self.machine.device, say=self.say)
+        step = 0 if state is None else self._take_over(state)
         if self.processes.is_main:
             self.run.cut_back(step)
-        if state is None:
-            return 0
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None and state["average"] is not None:
-            self.average.load_state_dict(state["average"])
-        self.best_score = float(state["best_score"])
-        index, phase_step = self.phase_of(step)
-        if 0 < phase_step < self.phases[index].steps:
-            self.phases[index].method.load_state_dict(state["method"])
         return step
+
+    def _take_over(self, state: Any) -> int:
+        """Load what :meth:`save` wrote; returns its step. Anything else, under a right checksum, is refused."""
+        source = f"The newest checkpoint in '{self.run.checkpoints.folder}'"
+        remedy = "restore the checkpoints of this run, or start it anew in another --run-dir."
+        if not isinstance(state, dict):
+            raise UserError(f"{source} is no checkpoint of a run; {remedy}")
+        if lacking := [name for name in STATE if name not in state]:
+            raise UserError(f"{source} lacks {', '.join(lacking)}; {remedy}")
+        step = state["step"]
+        if type(step) is not int or not 0 < step <= self.total_steps:
+            raise UserError(
+                f"{source} is of step {step!r}, but this run has {self.total_steps} steps; {remedy}"
+            )
+        load_state(self.model, state["model"], source)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            _check_optimizer(self.optimizer)
+            if self.average is not None and state["average"] is not None:
+                load_state(self.average.model, state["average"]["weights"], source)
+                self.average.load_state_dict(state["average"])
+            self.best_score = float(state["best_score"])
+            index, phase_step = self.phase_of(step)
+            if 0 < phase_step < self.phases[index].steps:
+                self.phases[index].method.load_state_dict(state["method"])
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{source} does not fit this run ({type(error).__name__}: {error}); {remedy}"
+            ) from error
+        return step
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ``ValueError`` for a state that torch loads but cannot step with."""
+    for group in optimizer.param_groups:
+        if any(type(group.get(name)) not in (int, float) for name in ("momentum", "weight_decay")):
+            raise ValueError("the optimizer's settings are no numbers")
+        for parameter in group["params"]:
+            buffer = optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None and buffer.shape != parameter.shape:
+                raise ValueError("the optimizer's buffers have other shapes than the weights")
 
 
 class _Clock:
@@ -323,6 +365,10 @@ class _Clock:
                 }
             )
         self.step, self.time = step, now
+
+    def leave_out(self) -> None:
+        """Count nothing of what was done since the last line: evaluation and files are no training."""
+        self.time = time.perf_counter()
 
 
 def _add(sums: dict[str, Tensor], result: StepResult, share: float) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -193,27 +195,68 @@ def resolve_machine(
     return machine, notes
 
 
-def resumed_machine(stored: dict[str, Any]) -> tuple[Machine, list[str]]:
+# What a stored setting may be, and how that is told.
+_STORED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "device": (
+        lambda value: isinstance(value, str) and re.fullmatch(r"(cpu|cuda)(:\d+)?", value) is not None,
+        "cpu or cuda:N",
+    ),
+    "threads": (lambda value: type(value) is int and 1 <= value <= 1024, "1 to 1024"),
+    "precision": (lambda value: value in ("float32", "bfloat16"), "float32 or bfloat16"),
+    "train_precision": (lambda value: value in ("float32", "bfloat16"), "float32 or bfloat16"),
+    "compile": (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
+def _check_stored(stored: Any) -> None:
+    """Refuse a stored machine that no run can have written."""
+    remedy = "restore it, or start the run anew in another --run-dir."
+    if not isinstance(stored, dict):
+        raise UserError(f'The run\'s config.json has no settings under "machine"; {remedy}')
+    for name, (fits, expected) in _STORED.items():
+        if name not in stored:
+            raise UserError(f'The run\'s config.json has no {name} under "machine"; {remedy}')
+        if not fits(stored[name]):
+            raise UserError(
+                f'The run\'s config.json has {name} {stored[name]!r} under "machine"; expected {expected}; {remedy}'
+            )
+
+
+def _resumed_device(stored: str) -> str:
+    """Return the device that takes the stored one's place here."""
+    if not stored.startswith("cuda"):
+        return stored
+    if not torch.cuda.is_available():
+        return "cpu"
+    if "LOCAL_RANK" in os.environ:
+        return resolve_device("cuda")  # the stored one is the first process's
+    there = (torch.device(stored).index or 0) < torch.cuda.device_count()
+    return stored if there else "cuda:0"
+
+
+def resumed_machine(stored: Any) -> tuple[Machine, list[str]]:
     """Return the machine of a stored run as far as this one can offer it, and what that changes.
 
     The stored thread count, precision and compilation are used again; whatever differs is said in one warning.
+
+    Raises:
+        UserError: if a stored setting is missing or can be none of a run's.
     """
+    _check_stored(stored)
     lost: list[str] = []
-    device = str(stored["device"])
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        lost.append(f"device {device} -> cpu")
-        device = "cpu"
-    elif device.startswith("cuda") and "LOCAL_RANK" in os.environ:
-        device = resolve_device("cuda")  # the stored one is the first process's
+    device = _resumed_device(stored["device"])
+    # which of several GPUs a process of torchrun has is no loss
+    if device != stored["device"] and (device == "cpu" or "LOCAL_RANK" not in os.environ):
+        lost.append(f"device {stored['device']} -> {device}")
     compile = bool(stored["compile"])
     if compile and not _can_compile(device)[0]:
         lost.append("compiled -> uncompiled")
         compile = False
     now = Machine(
         device=device,
-        threads=int(stored["threads"]),
-        precision=str(stored["precision"]),
-        train_precision=str(stored["train_precision"]),
+        threads=stored["threads"],
+        precision=stored["precision"],
+        train_precision=stored["train_precision"],
         compile=compile,
         processor=processor_name(device),
         torch=torch.__version__,

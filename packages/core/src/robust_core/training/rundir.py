@@ -67,20 +67,24 @@ class RunDirectory:
         """Take up an existing run.
 
         Raises:
-            UserError: if there is no run at ``path`` or its record is damaged.
+            UserError: if there is no run at ``path`` or its record is damaged or cannot be read.
         """
+        file = path / "config.json"
         try:
-            record = json.loads((path / "config.json").read_text(encoding="utf8"))
-            if not isinstance(record, dict) or "config" not in record:
-                raise ValueError
+            record = json.loads(file.read_text(encoding="utf8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"'{path}' is no run directory (no config.json in it); name the one to use."
             ) from None
-        except ValueError:
+        except OSError as error:
+            raise _unreadable(file, error) from None
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise UserError(
-                f"'{path / 'config.json'}' is damaged; start the run anew with --run-dir."
-            ) from None
+                f"'{file}' is damaged (expected JSON with the settings under \"config\"); restore it, or start the "
+                "run anew in another --run-dir."
+            )
         return cls(path, record)
 
     @property
@@ -110,35 +114,70 @@ class RunDirectory:
         _append(self._timings_path, line)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the whole lines of ``metrics.jsonl``."""
+        """Return the whole lines of ``metrics.jsonl``; raises ``UserError`` as :func:`read_lines`."""
         return read_lines(self.metrics_path)
 
     def timings(self) -> list[dict[str, Any]]:
-        """Return the whole lines of ``timings.jsonl``."""
+        """Return the whole lines of ``timings.jsonl``; raises ``UserError`` as :func:`read_lines`."""
         return read_lines(self._timings_path)
 
     def cut_back(self, step: int) -> None:
-        """Drop the lines of metrics and timings beyond ``step``, and a line that a kill has cut short."""
+        """Drop the lines of metrics and timings beyond ``step``, and a line that a kill has cut short.
+
+        Raises:
+            UserError: if another line is damaged; that file is then left as it is.
+        """
         _cut_back(self.metrics_path, step)
         _cut_back(self._timings_path, step)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON lines of a file; a last line without its end is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf8").splitlines(keepends=True):
-        if text.endswith("\n"):
-            lines.append(json.loads(text))
-    return lines
+    """Return the JSON lines of a file; a last line without its end, which a kill leaves, is left out.
+
+    Raises:
+        UserError: if the file cannot be read or another line is no JSON object with a step.
+    """
+    return [_parsed(path, number, text) for number, text in enumerate(_whole_lines(path), 1)]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    return [text + b"\n" for text in _content(path).split(b"\n")[:-1]]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _parsed(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text.decode("utf8"))
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise UserError(
+            f"Line {number} of '{path}' is damaged (expected a JSON object with a step); mend or remove that line, "
+            "or start the run anew in another --run-dir."
+        )
+    return line
 
 
 def _cut_back(path: Path, step: int) -> None:
-    kept = [line for line in read_lines(path) if int(line["step"]) <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    if path.exists() and path.read_text(encoding="utf8") != text:
-        write_whole(path, text)
+    lines = zip(read_lines(path), _whole_lines(path), strict=True)
+    kept = b"".join(text for line, text in lines if line["step"] <= step)
+    if _content(path) != kept:
+        write_whole(path, kept)
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"'{path}' cannot be read ({error.strerror}); make it a readable file, or start the run anew in another "
+        "--run-dir."
+    )
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -68,7 +68,8 @@ class Entry:
             record={name: packed(bits) for name, bits in columns.items()},
             summary=evaluation.summary(),
             machine=run.record["machine"],
-            software=run.record["software"],
+            # the command line names places of one machine; what decides a result is in the settings
+            software={k: v for k, v in run.record["software"].items() if k != "command"},
             data=run.record["data"],
             commit=run.record["commit"],
             train_seconds=sum(float(line["seconds"]) for line in run.timings()),

@@ -36,7 +36,7 @@ def test_the_library_example_runs(capsys):
 
 
 def test_flags_that_are_named_exist():
-    names = option_names(PartConfig) | {"resume", "overwrite", "help", "nproc_per_node", "model_dir"}
+    names = option_names(PartConfig) | {"resume", "overwrite", "help", "nproc_per_node", "model_dir", "seeds"}
     for flag in set(re.findall(r"--([a-z][a-z_-]+)", BOTH)):
         assert flag.replace("-", "_") in names, flag
 

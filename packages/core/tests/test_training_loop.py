@@ -196,3 +196,13 @@ def test_no_generator_state_in_a_checkpoint(tmp_path):
 def test_small_model_is_the_same_for_a_seed():
     assert same(small_model(3).state_dict(), small_model(3).state_dict())
     assert not same(small_model(3).state_dict(), small_model(4).state_dict())
+
+
+def test_a_uniform_start_lies_in_the_l2_ball(tmp_path):
+    run = training(tmp_path, phases_of("at"))
+    (batch, *_) = run._batches(0, 0)
+    context = run._context(0, 0, (0, len(batch)), len(batch))
+    attack = InnerAttack(0.5, 0.1, 0, norm="l2", clip_start=False)
+    lengths = (attack.start_from(batch.images, context) - batch.images).flatten(1).norm(dim=1)
+    assert float(lengths.max()) <= 0.5 * (1 + 1e-5)
+    assert float(lengths.min()) > 0.4  # in many dimensions nearly all of a ball lies at its surface

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robust_core.attacks.balls import unit
 from robust_core.attacks.engine import ascend
 from robust_core.attacks.mma import ascend_targets, wrong_classes
 from robust_core.attacks.objectives import Objective, cross_entropy, kl_to
@@ -46,7 +47,11 @@ class InnerAttack:
             return images
         if self.start == "normal":
             return images + NORMAL_START_SCALE * context.normal("start", images)
-        noise = 2.0 * context.uniform("start", images) - 1.0
+        if self.norm == "l2":
+            share = context.uniform("start length", images[:, :1, :1, :1]) ** (1.0 / images[0].numel())
+            noise = share * unit(context.normal("start", images))
+        else:
+            noise = 2.0 * context.uniform("start", images) - 1.0
         points = images + self.radius(context) * noise
         return points.clamp(0.0, 1.0) if self.clip_start else points
 

@@ -137,11 +137,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if the file cannot be read or another line is no JSON object with a step.
     """
-    return [_parsed(path, number, text) for number, text in enumerate(_whole_lines(path), 1)]
+    return [line for line, _ in _lines(path, _content(path))]
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    return [text + b"\n" for text in _content(path).split(b"\n")[:-1]]
+def _lines(path: Path, content: bytes) -> list[tuple[dict[str, Any], bytes]]:
+    """Return the whole lines of a file, each as what it means and as it stands there."""
+    texts = [text + b"\n" for text in content.split(b"\n")[:-1]]
+    return [(_parsed(path, number, text), text) for number, text in enumerate(texts, 1)]
 
 
 def _content(path: Path) -> bytes:
@@ -167,9 +169,9 @@ def _parsed(path: Path, number: int, text: bytes) -> dict[str, Any]:
 
 
 def _cut_back(path: Path, step: int) -> None:
-    lines = zip(read_lines(path), _whole_lines(path), strict=True)
-    kept = b"".join(text for line, text in lines if line["step"] <= step)
-    if _content(path) != kept:
+    content = _content(path)
+    kept = b"".join(text for line, text in _lines(path, content) if line["step"] <= step)
+    if content != kept:
         write_whole(path, kept)
 
 

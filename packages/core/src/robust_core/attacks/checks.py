@@ -68,12 +68,10 @@ def check_labels(labels: Tensor, images: Tensor) -> int:
 
 
 def check_labels_fit(highest: int, logits: Tensor, count: int) -> None:
-    """Refuse logits that are not a tensor ``(count, K)`` with K above the ``highest`` label."""
-    given: Any = logits
-    if not isinstance(given, Tensor) or given.dim() != 2 or given.shape[0] != count:
-        found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    """Refuse logits that are not ``(count, K)`` with K above the ``highest`` label."""
+    if logits.dim() != 2 or logits.shape[0] != count:
         raise UserError(
-            f"The model returned {found}, expected logits ({count}, classes): "
+            f"The model returned shape {tuple(logits.shape)}, expected logits ({count}, classes): "
             "give a model that returns the logits alone."
         )
     if highest >= logits.shape[1]:

@@ -12,6 +12,7 @@ from robust_core.attacks.objectives import Objective
 from robust_core.cam import check_channels
 from robust_core.errors import UserError
 from robust_core.models import FrozenView, frozen
+from robust_core.models.frozen import only_logits
 
 __all__ = [
     "Classifier",
@@ -39,23 +40,7 @@ def network_for(model: nn.Module | Classifier, images: Tensor) -> Classifier:
 
 def logits_of(network: Classifier, images: Tensor) -> Tensor:
     """Return the logits ``(N, K)``; ``UserError`` if the network returns something else than a tensor."""
-    found: object
-    try:
-        found = network(images)
-    except AttributeError:
-        if not isinstance(network, FrozenView):
-            raise
-        # A frozen view converts what its module returns, which fails for a tuple: look at that itself.
-        with torch.no_grad():
-            found = network.network(images.detach().to(network.dtype))
-        if isinstance(found, Tensor):
-            raise
-    if not isinstance(found, Tensor):
-        raise UserError(
-            f"The model returned a {type(found).__name__}, expected logits ({len(images)}, classes): "
-            "give a model that returns the logits alone."
-        )
-    return found
+    return only_logits(network(images), len(images))
 
 
 def gradient_of(

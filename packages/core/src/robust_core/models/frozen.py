@@ -15,7 +15,7 @@ from robust_core.models.network import Network, PooledHead
 from robust_core.models.strided import with_phases
 from robust_core.models.winograd import with_winograd
 
-__all__ = ["FrozenView", "frozen"]
+__all__ = ["FrozenView", "frozen", "only_logits"]
 
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -80,7 +80,7 @@ class FrozenView(nn.Module):
         """Return logits ``(N, classes)`` of a feature map."""
         network = cast(Network, self._split())
         head_dtype = self.dtype if self.pooled_head() is None else self.out_dtype
-        return network.forward_head(features.to(head_dtype)).to(self.out_dtype)
+        return only_logits(network.forward_head(features.to(head_dtype)), len(features)).to(self.out_dtype)
 
     def pooled_head(self) -> PooledHead | None:
         """Return the head's parts (its norm a ``ChannelAffine``), or None if it is not pooling and linear."""
@@ -93,7 +93,7 @@ class FrozenView(nn.Module):
     def _logits(self, images: Tensor) -> Tensor:
         if isinstance(self.network, Network):
             return self.forward_head(self.forward_features(images))
-        return cast(Tensor, self.network(self._entered(images))).to(self.out_dtype)
+        return only_logits(self.network(self._entered(images)), len(images)).to(self.out_dtype)
 
     def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.forward_features(images)
@@ -106,6 +106,16 @@ class FrozenView(nn.Module):
             f"{type(self.network).__name__} has no feature map to show; give it forward_features(images) and "
             f"forward_head(features), or use a network of robust_core.models."
         )
+
+
+def only_logits(found: object, count: int) -> Tensor:
+    """Return what a model gave for ``count`` images; ``UserError`` if that is no tensor."""
+    if isinstance(found, Tensor):
+        return found
+    raise UserError(
+        f"The model returned a {type(found).__name__}, expected logits ({count}, classes): "
+        "give a model that returns the logits alone."
+    )
 
 
 def of_one_size(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from robust_core.errors import UserError
+from robust_core.errors import RESTORE_OR_ANEW, UserError
 
 __all__ = ["RunConfig", "config_from_dict", "option", "option_names"]
 
@@ -142,9 +142,8 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: if settings are missing or unknown, as in a run of another version, or not of their type.
     """
-    remedy = "restore it, or start the run anew in another --run-dir."
     if not isinstance(values, Mapping):
-        raise UserError(f'The run\'s config.json has no settings under "config"; {remedy}')
+        raise UserError(f'The run\'s config.json has no settings under "config"; {RESTORE_OR_ANEW}')
     known = {entry.name for entry in fields(kind)}
     required = {entry.name for entry in fields(kind) if entry.default is MISSING}
     odd = sorted(set(values) - known) + sorted(required - set(values))
@@ -160,7 +159,7 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
         if not _is_of_type(value, hints[entry.name]) or (choices and value not in choices):
             expected = " or ".join(choices or _told_types(hints[entry.name]))
             raise UserError(
-                f"The run's config.json has {entry.name} {value!r}; expected {expected}; {remedy}"
+                f"The run's config.json has {entry.name} {value!r}; expected {expected}; {RESTORE_OR_ANEW}"
             )
     return kind(**dict(values))
 

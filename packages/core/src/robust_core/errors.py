@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "unknown_name"]
+__all__ = ["RESTORE_OR_ANEW", "UserError", "unknown_name"]
+
+RESTORE_OR_ANEW = "restore it, or start the run anew in another --run-dir."
+"""What remains to be done about a damaged file of a run; ends a sentence."""
 
 
 class UserError(ValueError):

@@ -15,7 +15,7 @@ from torch import nn
 
 from robust_core.config import RunConfig
 from robust_core.data import ImageSet, class_balanced_subset, load_dataset, split_validation, steps_per_epoch
-from robust_core.errors import UserError
+from robust_core.errors import RESTORE_OR_ANEW, UserError
 from robust_core.evaluation import Evaluation, evaluate, load_evaluation, protocol
 from robust_core.evaluation import Protocol as Attacks
 from robust_core.gallery import save_gallery
@@ -187,17 +187,16 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
     if run.is_finished:
         say(f"{path} is finished; nothing to do.")
         return run
-    remedy = "restore it, or start the run anew in another --run-dir."
     try:
         config.validate()
     except UserError as error:
         reason = str(error).removesuffix(".")
         raise UserError(
-            f"The settings in '{path / 'config.json'}' cannot work ({reason}); {remedy}"
+            f"The settings in '{path / 'config.json'}' cannot work ({reason}); {RESTORE_OR_ANEW}"
         ) from None
     stored_data = run.record.get("data")
     if not isinstance(stored_data, dict):
-        raise UserError(f'The run\'s config.json has no settings under "data"; {remedy}')
+        raise UserError(f'The run\'s config.json has no settings under "data"; {RESTORE_OR_ANEW}')
     machine, notes = resumed_machine(run.record.get("machine"))
     processes = start_processes(machine.device)
     say = say if processes.is_main else _silent

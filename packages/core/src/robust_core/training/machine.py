@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from robust_core.errors import UserError
+from robust_core.errors import RESTORE_OR_ANEW, UserError
 
 __all__ = [
     "Machine",
@@ -210,15 +210,14 @@ _STORED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _check_stored(stored: Any) -> None:
     """Refuse a stored machine that no run can have written."""
-    remedy = "restore it, or start the run anew in another --run-dir."
     if not isinstance(stored, dict):
-        raise UserError(f'The run\'s config.json has no settings under "machine"; {remedy}')
+        raise UserError(f'The run\'s config.json has no settings under "machine"; {RESTORE_OR_ANEW}')
     for name, (fits, expected) in _STORED.items():
         if name not in stored:
-            raise UserError(f'The run\'s config.json has no {name} under "machine"; {remedy}')
+            raise UserError(f'The run\'s config.json has no {name} under "machine"; {RESTORE_OR_ANEW}')
         if not fits(stored[name]):
             raise UserError(
-                f'The run\'s config.json has {name} {stored[name]!r} under "machine"; expected {expected}; {remedy}'
+                f'The run\'s config.json has {name} {stored[name]!r} under "machine"; expected {expected}; {RESTORE_OR_ANEW}'
             )
 
 

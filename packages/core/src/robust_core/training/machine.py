@@ -217,7 +217,8 @@ def _check_stored(stored: Any) -> None:
             raise UserError(f'The run\'s config.json has no {name} under "machine"; {RESTORE_OR_ANEW}')
         if not fits(stored[name]):
             raise UserError(
-                f'The run\'s config.json has {name} {stored[name]!r} under "machine"; expected {expected}; {RESTORE_OR_ANEW}'
+                f'The run\'s config.json has {name} {stored[name]!r} under "machine"; '
+                f"expected {expected}; {RESTORE_OR_ANEW}"
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from robust_core.errors import UserError
 from robust_core.randomness import derived_seed
@@ -92,7 +92,11 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     mean = float(data.mean())
     if len(data) == 1:
         return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf(0.5 + level / 2, len(data) - 1)) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    half = (
+        float(special.stdtrit(len(data) - 1, 0.5 + level / 2))
+        * float(data.std(ddof=1))
+        / math.sqrt(len(data))
+    )
     return Interval(mean, mean - half, mean + half)
 
 
@@ -124,7 +128,7 @@ def bootstrap_minimum(
     rng = np.random.default_rng(derived_seed(seed, "bootstrap-minimum"))
     resampled = (rng.binomial(counts, shares, size=(draws, len(counts))) / counts).min(axis=1)
     low, high = np.quantile(resampled, [0.5 - level / 2, 0.5 + level / 2])
-    own = wilson(int(successes[worst]), int(counts[worst]), float(stats.norm.ppf(0.5 + level / 2)))
+    own = wilson(int(successes[worst]), int(counts[worst]), float(special.ndtri(0.5 + level / 2)))
     return Interval(
         minimum,
         max(0.0, min(2 * minimum - float(high), own.low)),
@@ -147,7 +151,7 @@ def _image_difference(
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.5 - level / 2, 0.5 + level / 2])
     difference = (only_first - only_second) / n
     discordant = only_first + only_second
-    p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    p_value = min(1.0, 2 * float(special.bdtr(min(only_first, only_second), discordant, 0.5)))
     return Interval(difference, min(float(low), difference), max(float(high), difference)), p_value
 
 
@@ -179,7 +183,7 @@ def _t_test(differences: list[float]) -> float:
     error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     if error <= 1e-12:
         return 1.0 if abs(mean) <= 1e-12 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, len(differences) - 1))
+    return float(2 * special.stdtr(len(differences) - 1, -abs(mean) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

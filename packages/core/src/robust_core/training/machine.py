@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,10 @@ def processor_name(device: torch.device | str = "cpu") -> str:
 
 def describe_software() -> dict[str, str]:
     """Return the versions that a record of a run names."""
-    import torchvision
-
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.release()}",
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -53,7 +53,7 @@ def small(folders):
     return RunConfig(
         data="cifar10",
         data_dir=str(folders),
-        model="resnet18-w4",
+        model="resnet8-s2",
         batch_size=16,
         epochs=2,
         num_steps=2,

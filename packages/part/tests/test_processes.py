@@ -13,6 +13,8 @@ import sys
 import pytest
 from scripts import PACKAGE, SMALL
 
+from part.cli import train_eval_part
+
 
 def free_port():
     with socket.socket() as bound:
@@ -22,15 +24,15 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def launch(environment):
-    def start(processes, *words):
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-            launcher += ["--master-port", str(free_port())]
-        command = [*launcher, str(PACKAGE / "train_eval_part.py"), *map(str, words)]
-        return subprocess.run(
+    """Start the script on two processes."""
+
+    def start(*words):
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+        command = [sys.executable, *launcher, str(PACKAGE / "train_eval_part.py"), *map(str, words)]
+        done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=300, check=False
         )
+        assert done.returncode == 0, done.stderr
 
     return start
 
@@ -40,33 +42,24 @@ def lines(run, kind="step"):
     return [line for line in map(json.loads, text) if line["kind"] == kind]
 
 
-WORDS = [
-    *SMALL,
-    "--sync-bn",
-    "--epochs",
-    "8",
-    "--warm-up",
-    "2",
-    "--checkpoint-every",
-    "1",
-    "--batch-size",
-    "22",
-]
+QUICK = [*SMALL, "--sync-bn", "--final-tests", "pgd-20", "--test-images", "2"]
+WORDS = [*QUICK, "--epochs", "7", "--warm-up", "2", "--checkpoint-every", "1", "--batch-size", "22"]
+STEPS = 21
 
 
 @pytest.fixture(scope="module")
 def runs(launch, folders, tmp_path_factory):
-    paths = {}
-    for processes in (1, 2):
-        paths[processes] = tmp_path_factory.mktemp("processes") / str(processes)
-        done = launch(processes, *WORDS, "--data-dir", folders, "--run-dir", paths[processes])
-        assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("processes")
+    paths = {1: folder / "one", 2: folder / "two"}
+    words = [*WORDS, "--data-dir", str(folders)]
+    assert train_eval_part([*words, "--run-dir", str(paths[1])]) == 0
+    launch(*words, "--run-dir", paths[2])
     return paths
 
 
 def test_first_loss_and_masks_are_those_of_one_process(runs):
     one, two = lines(runs[1]), lines(runs[2])
-    assert len(one) == len(two) == 24
+    assert len(one) == len(two) == STEPS
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-6)
     assert [line["step"] for line in lines(runs[2], "refresh")] == [
         line["step"] for line in lines(runs[1], "refresh")
@@ -85,18 +78,15 @@ def test_two_processes_resume(launch, runs):
     manifest = json.loads((run / "checkpoints/manifest.json").read_text())
     manifest["checkpoints"] = manifest["checkpoints"][:1]  # as if killed before the last save
     (run / "checkpoints/manifest.json").write_text(json.dumps(manifest))
-    done = launch(2, "--resume", run)
-    assert done.returncode == 0, done.stderr
+    launch("--resume", run)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_last_batch_of_one_image_is_worked_on_by_both(launch, folders, tmp_path):
-    words = [*SMALL, "--sync-bn", "--epochs", "1", "--warm-up", "1", "--num-steps", "1"]
-    words += ["--batch-size", "59", "--accumulate", "2", "--data-dir", folders]
-    found = {}
-    for processes in (1, 2):
-        done = launch(processes, *words, "--run-dir", tmp_path / str(processes))
-        assert done.returncode == 0, done.stderr
-        found[processes] = [line["loss"] for line in lines(tmp_path / str(processes))]
-    assert len(found[2]) == 2
-    assert found[2] == pytest.approx(found[1], rel=0.05)
+    words = [*QUICK, "--epochs", "1", "--warm-up", "1", "--num-steps", "1"]
+    words += ["--batch-size", "59", "--accumulate", "2", "--data-dir", str(folders)]
+    assert train_eval_part([*words, "--run-dir", str(tmp_path / "one")]) == 0
+    launch(*words, "--run-dir", tmp_path / "two")
+    found = [[line["loss"] for line in lines(tmp_path / name)] for name in ("one", "two")]
+    assert len(found[1]) == 2
+    assert found[1] == pytest.approx(found[0], rel=0.05)

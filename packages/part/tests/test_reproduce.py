@@ -12,7 +12,7 @@ from benchmarks.reproduce.__main__ import main
 from benchmarks.reproduce.results import Entry, packed, unpacked
 
 SMALL = [
-    *("--model", "resnet18-w4", "--batch-size", "20", "--natural-steps", "1", "--warm-up-steps", "2"),
+    *("--model", "resnet8-s2", "--batch-size", "20", "--natural-steps", "1", "--warm-up-steps", "2"),
     *(
         "--main-steps",
         "2",

@@ -6,14 +6,19 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from scripts import PACKAGE, SMALL
 
+from part import regional
+from part.cli import train_eval_part, train_eval_part_t
 from robust_core.models import build_model, load_weights
 
 SCRIPTS = {
@@ -23,15 +28,41 @@ SCRIPTS = {
 }
 
 
+@dataclass
+class Done:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def in_process(capsys, tmp_path, monkeypatch):
+    """Call a script's function in an empty folder, where the start of a process is not what is tested."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(words, main=train_eval_part):
+        capsys.readouterr()
+        try:
+            code = main(list(map(str, words)))
+        except SystemExit as left:  # the parser's way to end
+            code = left.code
+        return Done(code, *capsys.readouterr())
+
+    return start
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_trains_tests_and_reports(script, folders, tmp_path, name):
     method, files = SCRIPTS[name]
     done = script(name, *SMALL, "--data-dir", folders)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "checkpoint/CIFAR10/resnet18-w4" / method
+    run = tmp_path / "checkpoint/CIFAR10/resnet8-s2" / method
     for file in files:
-        model = build_model("resnet18-w4", 10)
+        model = build_model("resnet8-s2", 10)
         load_weights(model, run / file)
+    assert "CIFAR-10: 60 training images as image files, not the official release" in done.stdout
     assert re.search(r"PGD===\nTest: Accuracy: \d+/10 \(\d+\.\d\d%\), Robust Accuracy: \d+/10", done.stdout)
     assert "MMA===" in done.stdout
     page = (run / "report/report.html").read_text()
@@ -43,43 +74,51 @@ def test_a_script_trains_tests_and_reports(script, folders, tmp_path, name):
     assert 0.0 < refreshed[0]["mask_density"] < 0.5
 
 
-def test_notes_name_what_is_not_official(script, folders):
-    done = script("train_eval_part.py", *SMALL, "--data-dir", folders, "--epochs", "1", "--warm-up", "1")
-    assert "CIFAR-10: 60 training images" in done.stdout
-    assert "not the official release" in done.stdout
+KILLS = {"float32": 5, "bf16": 2}
+LONGER = [*SMALL, "--epochs", "4", "--warm-up", "2", "--checkpoint-every", "1", "--final-tests", "pgd-20"]
+STEPS = 12
 
 
-@pytest.mark.parametrize(
-    ("precision", "moment"), [*(("float32", moment) for moment in range(5)), ("bf16", 0), ("bf16", 1)]
-)
-def test_a_killed_run_resumes_to_the_bit(
-    script, environment, folders, tmp_path, whole_runs, moment, precision
-):
-    whole = whole_runs[precision]
-    lines = random.Random(f"{moment}{precision}").randrange(1, 7)
-    run = tmp_path / "run"
-    words = [
-        *SMALL,
-        "--data-dir",
-        folders,
-        "--precision",
-        precision,
-        "--checkpoint-every",
-        "1",
-        "--run-dir",
-        run,
-    ]
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, folders, environment):
+    """Return the uninterrupted run of a precision, trained once."""
+    made = {}
+
+    def run(precision):
+        if precision not in made:
+            path = tmp_path_factory.mktemp("whole") / precision
+            words = [*LONGER, "--data-dir", folders, "--precision", precision, "--run-dir", path]
+            command = [sys.executable, str(PACKAGE / "train_eval_part.py"), *map(str, words)]
+            subprocess.run(command, env=environment, check=True, capture_output=True)
+            made[precision] = path
+        return made[precision]
+
+    return run
+
+
+def kill_at(step, words, environment):
+    """Start the script and kill it when the line of this step, or of a later one, appears."""
     command = [sys.executable, "-u", str(PACKAGE / "train_eval_part.py"), *map(str, words)]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as live:
-        seen = 0
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as live:
         for line in live.stdout:
-            seen += line.startswith("step ")
-            if seen >= lines:
+            found = re.match(r"step (\d+)/", line)
+            if found and int(found[1]) >= step:
                 os.kill(live.pid, signal.SIGKILL)
-                break
-        live.stdout.read()
+                return
+    raise AssertionError(f"the run ended before step {step}")
+
+
+@pytest.mark.parametrize("precision", KILLS)
+def test_a_run_killed_again_and_again_resumes_to_the_bit(
+    script, environment, folders, tmp_path, whole_run, precision
+):
+    whole, run = whole_run(precision), tmp_path / "run"
+    moments = sorted(random.Random(precision).sample(range(1, STEPS + 1), KILLS[precision]))
+    words = [*LONGER, "--data-dir", folders, "--precision", precision, "--run-dir", run]
+    for step in moments:
+        kill_at(step, words, environment)
+        words = ["--resume", run]
     assert not (run / "finished.json").exists()
     done = script("train_eval_part.py", "--resume", run)
     assert done.returncode == 0, done.stderr
@@ -88,85 +127,60 @@ def test_a_killed_run_resumes_to_the_bit(
     assert torch.equal(first["method"]["masks"]["packed"], second["method"]["masks"]["packed"])
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name
-    assert (run / "part_epoch1.pth").exists()
-
-
-@pytest.fixture(scope="module")
-def whole_runs(tmp_path_factory, folders, environment):
-    runs = {}
-    for precision in ("float32", "bf16"):
-        path = tmp_path_factory.mktemp("whole") / precision
-        words = [
-            *SMALL,
-            "--data-dir",
-            folders,
-            "--precision",
-            precision,
-            "--checkpoint-every",
-            "1",
-            "--run-dir",
-            path,
-        ]
-        command = [sys.executable, str(PACKAGE / "train_eval_part.py"), *map(str, words)]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-        runs[precision] = path
-    return runs
+    assert (run / "part_epoch2.pth").read_bytes() == (whole / "part_epoch2.pth").read_bytes()
 
 
 def newest(run):
-    """Return the last checkpoint inside the masked phase and the final weights."""
+    """Return the last masks of the masked phase and the final weights."""
     files = sorted((run / "checkpoints").glob("step-*.pt"))
     states = [torch.load(file, weights_only=True) for file in files[-2:]]
-    assert states[0]["step"] + 1 == states[1]["step"] == 6
+    assert states[0]["step"] + 1 == states[1]["step"] == STEPS
     return {"model": states[1]["model"], "method": states[0]["method"]}
 
 
-def test_a_finished_run_is_left_as_it_is(script, whole_runs):
-    run = whole_runs["float32"]
+def test_a_finished_run_is_left_as_it_is(in_process, whole_run):
+    run = whole_run("float32")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = script("train_eval_part.py", "--resume", run)
-    assert done.returncode == 0
-    assert "nothing to do" in done.stdout
+    done = in_process(["--resume", run])
+    assert done.code == 0
+    assert "nothing to do" in done.out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_without_a_checkpoint_resumes_from_the_start(script, whole_runs, tmp_path):
-    import shutil
-
+def test_a_run_without_a_checkpoint_resumes_from_the_start(in_process, whole_run, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(whole_runs["float32"], run)
+    shutil.copytree(whole_run("float32"), run)
     (run / "finished.json").unlink()
     shutil.rmtree(run / "checkpoints")
-    done = script("train_eval_part.py", "--resume", run)
-    assert done.returncode == 0, done.stderr
-    assert (run / "metrics.jsonl").read_bytes() == (whole_runs["float32"] / "metrics.jsonl").read_bytes()
+    done = in_process(["--resume", run])
+    assert done.code == 0, done.err
+    assert (run / "metrics.jsonl").read_bytes() == (whole_run("float32") / "metrics.jsonl").read_bytes()
 
 
-def test_official_behaviour_trains(script, folders, tmp_path):
-    done = script(
-        "train_eval_part.py", *SMALL, "--data-dir", folders, "--official", "--run-dir", "run", "--epochs", "3"
-    )
-    assert done.returncode == 0, done.stderr
-    stored = json.loads((tmp_path / "run/config.json").read_text())["config"]
+def test_official_behaviour_trains(in_process, folders):
+    words = [*SMALL, "--data-dir", folders, "--official", "--epochs", "3", "--final-tests", "pgd-20"]
+    done = in_process([*words, "--run-dir", "run"])
+    assert done.code == 0, done.err
+    stored = json.loads(Path("run/config.json").read_text())["config"]
     axes = ("mask_rule", "mask_refresh", "cam_class", "lr_counter", "forwards", "start")
     assert [stored[name] for name in axes] == ["jet", "batch", "predicted", "restarted", "two", "unclipped"]
 
 
-def test_regional_epsilon_writes_its_table(script, folders, tmp_path):
-    words = [*SMALL, "--data-dir", folders, "--run-dir", "regional"]
+def test_regional_epsilon_writes_its_table(script, in_process, folders, tmp_path):
+    words = [*SMALL, "--data-dir", folders, "--final-tests", "pgd-20", "--run-dir", "regional"]
     done = script("regional_epsilon.py", *words)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "regional/table.md").read_text()
     assert "| bottom-right quadrant |" in table
     assert "46.75" in table
     assert (tmp_path / "regional/comparison.png").stat().st_size > 5000
-    again = script("regional_epsilon.py", *words)
-    assert again.stdout.count("nothing to do") == 3
-    other = script("regional_epsilon.py", *words, "--seed", "2")
-    assert other.returncode == 2
-    assert "holds a run with other settings" in other.stderr
-    anew = script("regional_epsilon.py", *words, "--seed", "2", "--overwrite")
-    assert anew.returncode == 0, anew.stderr
+    again = in_process(words, regional.main)
+    assert again.out.count("nothing to do") == 3
+    other = in_process([*words, "--seed", "2"], regional.main)
+    assert other.code == 2
+    assert "holds a run with other settings" in other.err
+    anew = in_process([*words, "--seed", "2", "--overwrite"], regional.main)
+    assert anew.code == 0, anew.err
 
 
 REFUSALS = {
@@ -189,80 +203,58 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_mistake_is_one_sentence_and_exit_code_2(in_process, folders, tmp_path, monkeypatch, case):
+def test_a_mistake_is_one_sentence_and_exit_code_2(in_process, folders, case):
     words, told = REFUSALS[case]
-    monkeypatch.chdir(tmp_path)
-    code, err = in_process([*SMALL, "--data-dir", str(folders), *words] if words[0] != "--resume" else words)
-    assert code == 2
-    assert told in err
-    assert err.startswith("error: ")
-    assert "Traceback" not in err
+    done = in_process([*SMALL, "--data-dir", folders, *words] if words[0] != "--resume" else words)
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err
 
 
-@pytest.fixture
-def in_process(capsys):
-    from part.cli import train_eval_part
-
-    def start(words):
-        try:
-            code = train_eval_part(list(map(str, words)))
-        except SystemExit as left:  # the parser's way to end
-            code = left.code
-        return code, capsys.readouterr().err
-
-    return start
+def test_resume_with_other_settings_says_which(in_process, whole_run):
+    done = in_process(["--resume", whole_run("float32"), "--lr", "0.5", "--seed", "1"])
+    assert done.code == 2
+    assert "--lr 0.5 (the run has 0.01)" in done.err
+    assert "--seed" not in done.err
 
 
-def test_resume_with_other_settings_says_which(in_process, whole_runs):
-    code, err = in_process(["--resume", whole_runs["float32"], "--lr", "0.5", "--seed", "1"])
-    assert code == 2
-    assert "--lr 0.5 (the run has 0.01)" in err
-    assert "--seed" not in err
+def test_another_script_does_not_resume(in_process, whole_run):
+    done = in_process(["--resume", whole_run("float32")], train_eval_part_t)
+    assert done.code == 2
+    assert "holds a run of part, which train_eval_part_t.py does not train" in done.err
 
 
-def test_another_script_does_not_resume(whole_runs, capsys):
-    from part.cli import train_eval_part_t
-
-    assert train_eval_part_t(["--resume", str(whole_runs["float32"])]) == 2
-    assert "holds a run of part, which train_eval_part_t.py does not train" in capsys.readouterr().err
-
-
-def test_resume_with_changed_data_is_refused(in_process, whole_runs, tmp_path, folders):
-    import shutil
-
+def test_resume_with_changed_data_is_refused(in_process, whole_run, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(whole_runs["float32"], run)
+    shutil.copytree(whole_run("float32"), run)
     (run / "finished.json").unlink()
     record = json.loads((run / "config.json").read_text())
     record["data"]["train"]["sha256"] = "0" * 64
     (run / "config.json").write_text(json.dumps(record))
-    code, err = in_process(["--resume", run])
-    assert code == 2
-    assert "The train data" in err
+    done = in_process(["--resume", run])
+    assert done.code == 2
+    assert "The train data" in done.err
 
 
-def test_a_run_is_not_overwritten_unasked(in_process, whole_runs, folders):
-    code, err = in_process([*SMALL, "--data-dir", folders, "--run-dir", whole_runs["float32"]])
-    assert code == 2
-    assert "--resume" in err
+def test_a_run_is_not_overwritten_unasked(in_process, whole_run, folders):
+    done = in_process([*SMALL, "--data-dir", folders, "--run-dir", whole_run("float32")])
+    assert done.code == 2
+    assert "--resume" in done.err
 
 
-def test_autoattack_asked_for_without_its_package(in_process, folders, monkeypatch, tmp_path):
+def test_autoattack_asked_for_without_its_package(in_process, folders, monkeypatch):
     monkeypatch.setattr("part.cli.autoattack_missing", lambda: True)
-    monkeypatch.chdir(tmp_path)
-    code, err = in_process([*SMALL, "--data-dir", folders, "--aa-images", "5"])
-    assert code == 2
-    assert "packages/part[eval]" in err
+    done = in_process([*SMALL, "--data-dir", folders, "--aa-images", "5"])
+    assert done.code == 2
+    assert "packages/part[eval]" in done.err
 
 
-def test_autoattack_not_asked_for_is_not_run_and_said(monkeypatch, folders, tmp_path, capsys):
-    from part.cli import train_eval_part
-
+def test_autoattack_not_asked_for_is_not_run_and_said(in_process, monkeypatch, folders):
     monkeypatch.setattr("part.cli.autoattack_missing", lambda: True)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    monkeypatch.chdir(tmp_path)
     words = [word for word in SMALL if word not in ("--aa-images", "0")]
-    assert train_eval_part([*words, "--data-dir", str(folders), "--run-dir", "run"]) == 0
-    out = capsys.readouterr().out
-    assert "AutoAttack will not be run" in out
-    assert "AA===\nnot run" in out
+    done = in_process([*words, "--data-dir", folders, "--run-dir", "run"])
+    assert done.code == 0
+    assert "AutoAttack will not be run" in done.out
+    assert "AA===\nnot run" in done.out

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import constant, same, write_folders
+from runs import constant, same, undrawn, write_folders
 
 from robust_core.cli import main
 from robust_core.config import RunConfig, config_from_dict
 from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation, protocol
+from robust_core.reporting import write_report
 from robust_core.session import Beginning, execute, resume
 from robust_core.storage import file_digest, write_tensors
 from robust_core.training import Phase, RunDirectory
@@ -44,6 +45,14 @@ def folders(tmp_path_factory):
     return write_folders(tmp_path_factory.mktemp("cifar10"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Draw no report but where a test asks for it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("robust_core.session.write_report", undrawn)
+        yield
+
+
 @pytest.fixture
 def config(folders):
     return small(folders)
@@ -70,7 +79,8 @@ def final(run):
     return run.checkpoints.latest()["model"]
 
 
-def test_a_run_leaves_everything_that_a_report_needs(config, tmp_path, capsys):
+def test_a_run_leaves_everything_that_a_report_needs(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("robust_core.session.write_report", write_report)
     said = []
     run = execute(config, Plan(), tmp_path / "run", say=said.append)
     names = {path.name for path in run.path.iterdir()}
@@ -132,8 +142,6 @@ def test_forking_needs_a_checkpoint(config, tmp_path):
 
 
 def test_best_weights_are_the_evaluated_ones(config, tmp_path):
-    from dataclasses import replace
-
     best = replace(config, selection="best")
     run = execute(best, Plan(), tmp_path / "run")
     assert (run.path / "best.pt").exists()
@@ -319,23 +327,18 @@ def test_a_lost_evaluation_is_made_again(finished, stopped, suffix, content):
 
 
 def test_averaged_weights_and_bf16_training_run(config, tmp_path):
-    from dataclasses import replace
-
     changed = replace(config, ema=0.9, train_precision="bf16", accumulate=2, epochs=1)
     run = execute(changed, Plan(), tmp_path / "run")
     assert torch.isfinite(torch.cat([v.flatten().float() for v in final(run).values()])).all()
 
 
 def test_normalisation_lies_inside_the_model(config, tmp_path):
-    from dataclasses import replace
-
     run = execute(replace(config, normalize=True, epochs=1), Plan(), tmp_path / "run")
     assert not any("mean" in name and "running" not in name for name in final(run))
 
 
 def test_tensorboard_writes_events_or_names_its_extra(config, tmp_path, monkeypatch):
     import sys
-    from dataclasses import replace
 
     watched = replace(config, tensorboard=True, epochs=1)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

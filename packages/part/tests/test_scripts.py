@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from scripts import PACKAGE, SMALL
+from scripts import SMALL
+from starts import start
 
 from part import regional
 from part.cli import train_eval_part, train_eval_part_t
@@ -80,7 +79,7 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, folders, environment):
+def whole_run(tmp_path_factory, folders):
     """Return the uninterrupted run of a precision, trained once."""
     made = {}
 
@@ -88,40 +87,37 @@ def whole_run(tmp_path_factory, folders, environment):
         if precision not in made:
             path = tmp_path_factory.mktemp("whole") / precision
             words = [*LONGER, "--data-dir", folders, "--precision", precision, "--run-dir", path]
-            command = [sys.executable, str(PACKAGE / "train_eval_part.py"), *map(str, words)]
-            subprocess.run(command, env=environment, check=True, capture_output=True)
+            code, said = start(train_eval_part, words).wait()
+            assert code == 0, said
             made[precision] = path
         return made[precision]
 
     return run
 
 
-def kill_at(step, words, environment):
+def kill_at(step, words):
     """Start the script and kill it when the line of this step, or of a later one, appears."""
-    command = [sys.executable, "-u", str(PACKAGE / "train_eval_part.py"), *map(str, words)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=environment, **streams) as live:
-        for line in live.stdout:
-            found = re.match(r"step (\d+)/", line)
-            if found and int(found[1]) >= step:
-                os.kill(live.pid, signal.SIGKILL)
-                return
+    live = start(train_eval_part, words)
+    for line in live.lines():
+        found = re.match(r"step (\d+)/", line)
+        if found and int(found[1]) >= step:
+            live.kill()
+            assert live.process.exitcode == -signal.SIGKILL
+            return
     raise AssertionError(f"the run ended before step {step}")
 
 
 @pytest.mark.parametrize("precision", KILLS)
-def test_a_run_killed_again_and_again_resumes_to_the_bit(
-    script, environment, folders, tmp_path, whole_run, precision
-):
+def test_a_run_killed_again_and_again_resumes_to_the_bit(folders, tmp_path, whole_run, precision):
     whole, run = whole_run(precision), tmp_path / "run"
     moments = sorted(random.Random(precision).sample(range(1, STEPS + 1), KILLS[precision]))
     words = [*LONGER, "--data-dir", folders, "--precision", precision, "--run-dir", run]
     for step in moments:
-        kill_at(step, words, environment)
+        kill_at(step, words)
         words = ["--resume", run]
     assert not (run / "finished.json").exists()
-    done = script("train_eval_part.py", "--resume", run)
-    assert done.returncode == 0, done.stderr
+    code, said = start(train_eval_part, ["--resume", run]).wait()
+    assert code == 0, said
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     first, second = newest(run), newest(whole)
     assert torch.equal(first["method"]["masks"]["packed"], second["method"]["masks"]["packed"])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_core.models.network import Network, PooledHead
+from robust_core.models.pointwise import pointwise
 
 __all__ = ["PreActResNet"]
 
@@ -26,7 +27,7 @@ class _PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.shortcut: nn.Module | None = None
         if stride != 1 or in_planes != planes:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False))
+            self.shortcut = nn.Sequential(pointwise(in_planes, planes, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x), inplace=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_core.models.network import Network, PooledHead
+from robust_core.models.pointwise import pointwise
 
 __all__ = ["ResNet", "resnet", "resnet8_s2"]
 
@@ -17,7 +18,7 @@ def _shortcut(in_planes: int, planes: int, stride: int) -> nn.Sequential:
     """Return the identity (an empty sequence) or, for another shape, a 1x1 convolution with its norm."""
     if stride == 1 and in_planes == planes:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+    return nn.Sequential(pointwise(in_planes, planes, stride), nn.BatchNorm2d(planes))
 
 
 class _BasicBlock(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust_core.errors import UserError
 from robust_core.models.network import Network, PooledHead
+from robust_core.models.pointwise import pointwise
 
 __all__ = ["WideResNet"]
 
@@ -27,7 +28,7 @@ class _WideBlock(nn.Module):
         # The official name, for the state dict; absent where the width stays.
         self.convShortcut: nn.Module | None = None
         if in_planes != planes:
-            self.convShortcut = nn.Conv2d(in_planes, planes, 1, stride, bias=False)
+            self.convShortcut = pointwise(in_planes, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x), inplace=True)

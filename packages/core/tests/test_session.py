@@ -141,6 +141,13 @@ def test_forking_needs_a_checkpoint(config, tmp_path):
         execute(config, Plan(), tmp_path / "forked", fork_from=tmp_path / "empty")
 
 
+def test_a_forged_donor_is_refused(config, tmp_path):
+    beginning = execute(config, Beginning(Plan(), 1), tmp_path / "beginning")
+    replace_newest(beginning.path, lambda state: {**state, "step": "x"})
+    with pytest.raises(UserError, match="no checkpoint to start from"):
+        execute(config, Plan(), tmp_path / "forked", fork_from=beginning.path)
+
+
 def test_best_weights_are_the_evaluated_ones(config, tmp_path):
     best = replace(config, selection="best")
     run = execute(best, Plan(), tmp_path / "run")

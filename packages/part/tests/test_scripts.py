@@ -11,8 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from fake_data import write_tiny_imagenet
 from scripts import SMALL
 from starts import start
 
@@ -206,6 +208,30 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(in_process, folders, case):
     assert told in done.err
     assert done.err.startswith("error: ")
     assert "Traceback" not in done.err
+
+
+def test_classes_are_counted_in_the_data_that_is_there(in_process, tmp_path):
+    write_tiny_imagenet(tmp_path)
+    words = [
+        "--data",
+        "TinyImagenet",
+        "--data-dir",
+        tmp_path,
+        "--model",
+        "preactresnet18-w4",
+        "--run-dir",
+        "run",
+    ]
+    words += ["--scale", "smoke", "--natural-steps", "1", "--warm-up-steps", "1", "--main-steps", "1"]
+    words += ["--num-steps", "1", "--batch-size", "3", "--validation", "0", "--mask-control", "random"]
+    refused = in_process([*words, "--num-class", "200"])
+    assert refused.code == 2
+    assert "--num-class 200 does not fit tiny-imagenet (3 classes)" in refused.err
+    done = in_process([*words, "--num-class", "3"])
+    assert done.code == 0, done.err
+    with np.load("run/gallery.npz") as gallery:
+        assert gallery["mask"].shape == (3, 1, 64, 64)
+        assert 0.0 < gallery["mask"].mean() < 0.6
 
 
 def test_resume_with_other_settings_says_which(in_process, whole_run):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from robust_core.data import DatasetInfo
 from robust_core.errors import RESTORE_OR_ANEW, UserError
+from robust_core.models import check_model_name
 
 __all__ = ["RunConfig", "config_from_dict", "option", "option_names"]
 
@@ -91,6 +93,7 @@ class RunConfig:
         Raises:
             UserError: naming the flag, its value and what is expected.
         """
+        check_model_name(self.model)
         for name in ("batch_size", "accumulate", "log_interval"):
             _expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
@@ -121,6 +124,14 @@ class RunConfig:
             raise UserError("--nesterov needs --momentum above 0.")
         if self.selection == "best" and self.validation == 0:
             raise UserError("--selection best needs --validation N above 0: the test split never selects.")
+
+    def validate_for(self, info: DatasetInfo) -> None:
+        """Refuse settings that do not fit the data as it was found; papers add what depends on it.
+
+        Raises:
+            UserError: naming the flag, its value and what is expected.
+        """
+        del info
 
 
 def _expect(good: bool, name: str, value: object, expected: str) -> None:

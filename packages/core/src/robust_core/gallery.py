@@ -29,11 +29,11 @@ def save_gallery(
     attacks: Protocol,
     *,
     seed: int,
-    masks: Callable[[Tensor], Tensor] | None = None,
+    masks: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
     """Write ``gallery.npz`` of the first image of each class (at most ten), attacked by PGD as the protocol has it.
 
-    ``masks`` gives a bool mask ``(n, 1 or 3, H, W)`` for images ``(n, 3, H, W)``.
+    ``masks`` gives a bool mask ``(n, 1 or 3, H, W)`` for images ``(n, 3, H, W)`` and labels ``(n,)``.
     """
     chosen = _one_per_class(images)
     device = next(model.parameters()).device
@@ -61,7 +61,7 @@ def save_gallery(
         "classes": np.array(images.info.classes),
     }
     if masks is not None:
-        arrays["mask"] = masks(pixels).cpu().numpy()
+        arrays["mask"] = masks(pixels, labels).cpu().numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_whole(path / "gallery.npz", buffer.getvalue())

@@ -117,7 +117,7 @@ class Session(Generic[Config]):
         return result
 
     def save_gallery(
-        self, attacks: Attacks, masks: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self, attacks: Attacks, masks: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     ) -> None:
         """Write ``gallery.npz``: the first test images, one of each class, attacked by the first member."""
         save_gallery(self.run.path, self.model, self.test_set, attacks, seed=self.config.seed, masks=masks)
@@ -147,6 +147,7 @@ def execute(
     processes = start_processes(device)
     say = say if processes.is_main else _silent
     data = processes.main_first(lambda: _load_data(config, say))
+    config.validate_for(data[0].info)
     epoch_steps = steps_per_epoch(len(data[0]), config.batch_size)
     phases = plan.phases(config, epoch_steps)
     # compiled or not as the runs that go on from here, which are only then equal to the bit
@@ -256,7 +257,8 @@ def _fork(source: Path, target: RunDirectory) -> None:
     """
     donor = RunDirectory.open(source)
     state = donor.checkpoints.latest()
-    if state is None:
+    step = state.get("step") if isinstance(state, dict) else None
+    if state is None or type(step) is not int:
         raise UserError(f"'{source}' has no checkpoint to start from; train it first.")
     for line in donor.metrics():
         target.log(line)
@@ -265,7 +267,7 @@ def _fork(source: Path, target: RunDirectory) -> None:
     best = source / "best.pt"
     if best.exists():
         write_whole(target.path / "best.pt", best.read_bytes())
-    target.checkpoints.save(state, int(state["step"]))
+    target.checkpoints.save(state, step)
 
 
 def _session(

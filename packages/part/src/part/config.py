@@ -15,7 +15,7 @@ from part.controls import MASK_CONTROLS
 from part.mask import MASK_RULES
 from robust_core.cam import CAM_METHODS
 from robust_core.config import RunConfig, option
-from robust_core.data import dataset_info, list_datasets
+from robust_core.data import DatasetInfo, list_datasets
 from robust_core.errors import UserError, unknown_name
 
 __all__ = ["METHODS", "PartConfig", "resolve", "resolve_as", "run_directory"]
@@ -179,10 +179,18 @@ class PartConfig(RunConfig):
             raise UserError(f"--beta {self.beta} is not possible; expected a number of 0 or more.")
         if not 0.0 < self.test_epsilon <= 1.0:
             raise UserError(f"--test-epsilon {self.test_epsilon} is not possible; expected e.g. 8/255.")
-        classes = dataset_info(self.data).num_classes
-        if self.num_class not in (0, classes):
+
+    def validate_for(self, info: DatasetInfo) -> None:
+        """Refuse a number of classes that the data does not have (a partial copy has fewer than its release).
+
+        Raises:
+            UserError: naming the flag, its value and what is expected.
+        """
+        super().validate_for(info)
+        if self.num_class not in (0, info.num_classes):
             raise UserError(
-                f"--num-class {self.num_class} does not fit {self.data} ({classes} classes); leave it out."
+                f"--num-class {self.num_class} does not fit {self.data} ({info.num_classes} classes); "
+                "leave it out."
             )
 
 

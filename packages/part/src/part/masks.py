@@ -36,6 +36,10 @@ class MaskRule:
         """Channels of a mask: 1, or 3 for the published jet rule."""
         return 3 if self.rule == "jet" else 1
 
+    def shape(self, images: Tensor) -> tuple[int, ...]:
+        """Return the shape of the masks of images ``(n, 3, H, W)``: ``(n, 1 or 3, H, W)``."""
+        return (len(images), self.channels, *images.shape[2:])
+
     def masks(
         self, network: Any, images: Tensor, labels: Tensor, *, draw: Tensor | None = None
     ) -> tuple[Tensor, CamResult]:
@@ -103,8 +107,7 @@ class StoredMasks:
         if self.rule.control != "random":
             return None
         generator = generator_for(context.seed, "mask-control", context.step, first, device=images.device)
-        shape = (len(images), self.rule.channels, *images.shape[2:])
-        return torch.rand(shape, generator=generator, device=images.device)
+        return torch.rand(self.rule.shape(images), generator=generator, device=images.device)
 
     def _refresh_by_batch(
         self, store: MaskStore, data: ImageSet, context: StepContext, *, batch_size: int, augment: bool

@@ -20,7 +20,7 @@ from robust_core.training.methods import (
     TradesLoss,
 )
 
-__all__ = ["build_phases"]
+__all__ = ["build_phases", "mask_rule"]
 
 BASELINE = {"at": "AT", "trades": "TRADES", "mart": "MART"}
 
@@ -57,6 +57,11 @@ def outer_loss(config: PartConfig) -> OuterLoss:
     return AtLoss()
 
 
+def mask_rule(config: PartConfig) -> MaskRule:
+    """Return how images become masks."""
+    return MaskRule(config.cam, config.mask_rule, config.cam_class, config.mask_control)
+
+
 def main_method(config: PartConfig) -> Method:
     """Return what is trained after the warm-up."""
     attack, outer = inner_attack(config, warm_up=False), outer_loss(config)
@@ -69,7 +74,7 @@ def main_method(config: PartConfig) -> Method:
         name=config.method.upper(),
         attack=attack,
         outer=outer,
-        rule=MaskRule(config.cam, config.mask_rule, config.cam_class, config.mask_control),
+        rule=mask_rule(config),
         low_eps=config.low_epsilon,
         refresh=config.mask_refresh,
         save_weights=config.save_weights,

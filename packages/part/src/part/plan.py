@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from part.config import PartConfig
-from part.masks import MaskRule
-from part.phases import build_phases
+from part.phases import build_phases, mask_rule
 from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import FrozenView
+from robust_core.randomness import generator_for
 from robust_core.session import Session
 from robust_core.storage import write_tensors
 from robust_core.training import Phase
@@ -66,16 +66,20 @@ class PartPlan:
         evaluation = session.evaluate(attacks)
         for line in published_lines(evaluation):
             session.say(line)
-        session.save_gallery(attacks, self._masks(session) if config.masked else None)
+        session.save_gallery(attacks, self._masks(session))
         return {"method": config.method, "seed": config.seed, "summary": evaluation.summary()}
 
-    def _masks(self, session: Session[PartConfig]) -> Callable[[Tensor], Tensor]:
+    def _masks(self, session: Session[PartConfig]) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Return what draws the masks that the run trained with, where it had any."""
         config = session.config
-        rule = MaskRule(config.cam, config.mask_rule)
+        if not config.masked or config.mask_control == "uniform":  # one budget for all of an image's pixels
+            return None
+        rule = mask_rule(config)
         view = FrozenView(session.model)
 
-        def masks(images: Tensor) -> Tensor:
-            return rule.masks(view, images, torch.zeros(len(images), dtype=torch.int64))[0]
+        def masks(images: Tensor, labels: Tensor) -> Tensor:
+            draw = torch.rand(rule.shape(images), generator=generator_for(config.seed, "gallery-masks"))
+            return rule.masks(view, images, labels, draw=draw.to(images.device))[0]
 
         return masks
 

@@ -2,7 +2,7 @@
 
 from robust_core.models.frozen import FrozenView, frozen
 from robust_core.models.network import Network, Normalize, PooledHead
-from robust_core.models.registry import build_model, list_models
+from robust_core.models.registry import build_model, check_model_name, list_models
 from robust_core.models.weights import load_state, load_weights, read_state_dict
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Normalize",
     "PooledHead",
     "build_model",
+    "check_model_name",
     "frozen",
     "list_models",
     "load_state",

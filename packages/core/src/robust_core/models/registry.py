@@ -16,7 +16,7 @@ from robust_core.models.preact import PreActResNet
 from robust_core.models.resnet import resnet, resnet8_s2
 from robust_core.models.wide_resnet import WideResNet
 
-__all__ = ["build_model", "list_models"]
+__all__ = ["build_model", "check_model_name", "list_models"]
 
 # A full name gives its builder; the groups of the pattern become integer arguments (left out where absent).
 _FAMILIES: tuple[tuple[re.Pattern[str], Callable[..., Network]], ...] = (
@@ -88,16 +88,25 @@ def build_model(
             raise UserError(f"{what} is {value}, expected at most {_MOST[what]}: give a smaller number.")
     seed = None if seed is None else _seed(seed)
     _check_normalisation(mean, std)
+    builder, sizes = _find(name)
+    settings: dict[str, Any] = {**sizes, "image_size": image_size, "mean": mean, "std": std}
+    if seed is None:
+        return builder(name, num_classes, **settings)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also reseed every GPU, which the fork does not restore.
+        torch.default_generator.manual_seed(seed)
+        return builder(name, num_classes, **settings)
+
+
+def check_model_name(name: str) -> None:
+    """Raise ``UserError`` for a name that :func:`build_model` does not know, without building anything."""
+    _find(name)
+
+
+def _find(name: str) -> tuple[Callable[..., Network], dict[str, int]]:
     for pattern, builder in _FAMILIES:
         if match := pattern.fullmatch(name):
-            settings: dict[str, Any] = _sizes(name, match)
-            settings |= {"image_size": image_size, "mean": mean, "std": std}
-            if seed is None:
-                return builder(name, num_classes, **settings)
-            with torch.random.fork_rng(devices=[]):
-                # torch.manual_seed would also reseed every GPU, which the fork does not restore.
-                torch.default_generator.manual_seed(seed)
-                return builder(name, num_classes, **settings)
+            return builder, _sizes(name, match)
     raise unknown_name("model", name, _EXAMPLES)
 
 

@@ -76,8 +76,11 @@ def _no_gradient(logits: Tensor, values: Tensor) -> UserError:
 
 
 def natural_layout(network: Classifier, images: Tensor) -> Tensor:
-    """Return the images in the memory layout that the network computes in, so that no step converts them."""
-    if isinstance(network, FrozenView) and images.dim() == 4:
+    """Return the images in the memory layout that the network computes in, so that no step converts them.
+
+    A function that calls a frozen view may name it as its ``view``.
+    """
+    if isinstance(getattr(network, "view", network), FrozenView) and images.dim() == 4:
         return images.contiguous(memory_format=torch.channels_last)
     return images
 

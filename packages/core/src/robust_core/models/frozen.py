@@ -71,6 +71,13 @@ class FrozenView(nn.Module):
         self._split()
         return self._run_both(images)
 
+    def call(self, images: Tensor, **arguments: Any) -> Any:
+        """Return what the network gives with further arguments, its tensors (in a tuple of them too) as logits.
+
+        For networks that have more to say than logits; ``arguments`` are the network's own.
+        """
+        return _cast(self.network(self._entered(images), **arguments), self.out_dtype)
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the feature map ``(N, K, h, w)``."""
         network = cast(Network, self._split())
@@ -106,6 +113,14 @@ class FrozenView(nn.Module):
             f"{type(self.network).__name__} has no feature map to show; give it forward_features(images) and "
             f"forward_head(features), or use a network of robust_core.models."
         )
+
+
+def _cast(found: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor, or the tensors of a (named) tuple of any depth, in another precision."""
+    if isinstance(found, Tensor):
+        return found.to(dtype)
+    parts = [_cast(part, dtype) for part in found]
+    return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
 
 
 def only_logits(found: object, count: int) -> Tensor:

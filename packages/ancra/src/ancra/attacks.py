@@ -1,0 +1,135 @@
+"""ANCRA's training attacks: both final and auxiliary logits are climbed, on the frozen view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ancra.attention import Outputs, stacked
+from robust_core.attacks.engine import ascend
+from robust_core.attacks.objectives import Negated, Objective
+from robust_core.errors import unknown_name
+from robust_core.losses import kl_divergence
+from robust_core.models import FrozenView
+
+__all__ = [
+    "INNER_LOSSES",
+    "AllLogits",
+    "combined_cross_entropy",
+    "combined_kl_to",
+    "targeted_pgd",
+    "untargeted_pgd",
+]
+
+INNER_LOSSES = ("ce", "kl")
+
+
+@dataclass(frozen=True)
+class AllLogits:
+    """A frozen view as a function from images to all logits ``(N, 1 + blocks, K)``, the final ones first.
+
+    Weights are chosen by the predicted class, as whenever the network is asked without labels.
+    """
+
+    view: FrozenView
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return all logits; those of a network without attention are ``(N, 1, K)``."""
+        outputs = self.view.call(images) if not self.has_auxiliary else self.view.call(images, auxiliary=True)
+        return stacked(outputs if isinstance(outputs, Outputs) else Outputs(outputs))
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """Whether the network gives auxiliary logits."""
+        return hasattr(self.view.network, "attend")
+
+
+def _weighted(values: Sequence[Tensor], cr: float) -> Tensor:
+    """Return the first value plus ``cr`` times the mean of the others."""
+    if len(values) == 1 or cr == 0.0:
+        return values[0]
+    return values[0] + cr * torch.stack(list(values[1:])).mean(dim=0)
+
+
+def combined_cross_entropy(cr: float) -> Objective:
+    """Return ``CE(f, y) + cr * mean over blocks of CE(a_j, y)`` of each image, from all its logits."""
+
+    def objective(logits: Tensor, labels: Tensor) -> Tensor:
+        values = [F.cross_entropy(part, labels, reduction="none") for part in logits.unbind(dim=1)]
+        return _weighted(values, cr)
+
+    return objective
+
+
+def combined_kl_to(natural_logits: Tensor, cr: float) -> Objective:
+    """Return ``KL(p_f(x) || p_f) + cr * mean over blocks of the same``, from all natural logits."""
+    reference = natural_logits.detach().unbind(dim=1)
+
+    def objective(logits: Tensor, labels: Tensor) -> Tensor:
+        del labels
+        parts = logits.unbind(dim=1)
+        return _weighted([kl_divergence(p, q) for p, q in zip(reference, parts, strict=True)], cr)
+
+    return objective
+
+
+def untargeted_pgd(
+    view: FrozenView,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    start: Tensor,
+    eps: float | Tensor,
+    step_size: float,
+    steps: int,
+    cr: float,
+    inner_loss: str = "ce",
+    natural_logits: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """Return the adversarial images that ANCRA trains on (official ``u_pgd``; with ``kl`` ``u_trades``).
+
+    ``inner_loss`` "ce": the published scripts' cross-entropy on all outputs; "kl": the paper's reading, away
+    from the natural prediction (``natural_logits`` gives all natural logits ``(N, 1 + blocks, K)`` where a pass
+    has been made; else it is made). ``start`` is ``images + 0.001 N(0, 1)`` in training. Raises ``UserError``
+    for another loss.
+    """
+    network = AllLogits(view)
+    if inner_loss == "ce":
+        objective = combined_cross_entropy(cr)
+    elif inner_loss == "kl":
+        with torch.no_grad():
+            reference = network(images) if natural_logits is None else natural_logits()
+        objective = combined_kl_to(reference, cr)
+    else:
+        raise unknown_name("inner loss", inner_loss, INNER_LOSSES)
+    return ascend(
+        network, images, labels, start=start, eps=eps, step_size=step_size, steps=steps, objective=objective
+    )
+
+
+def targeted_pgd(
+    view: FrozenView,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    start: Tensor,
+    eps: float | Tensor,
+    step_size: float,
+    steps: int,
+    cr: float,
+) -> Tensor:
+    """Return negatives attacked towards their anchors' labels (official ``t_pgd``)."""
+    return ascend(
+        AllLogits(view),
+        images,
+        targets,
+        start=start,
+        eps=eps,
+        step_size=step_size,
+        steps=steps,
+        objective=Negated(combined_cross_entropy(cr)),
+    )

@@ -107,7 +107,13 @@ def tests(session: nox.Session) -> None:
         python(session, "-m", "pytest", *session.posargs)
         return
     workers = min(os.cpu_count() or 1, 8)
-    measured = ("--cov=robust_core", "--cov=part", "--cov-report=term:skip-covered", "--cov-fail-under=90")
+    measured = (
+        "--cov=robust_core",
+        "--cov=part",
+        "--cov=ancra",
+        "--cov-report=term:skip-covered",
+        "--cov-fail-under=90",
+    )
     spread = ("-n", str(workers), "--dist", "worksteal")
     # One thread per worker: two workers with two threads each are slower than either.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

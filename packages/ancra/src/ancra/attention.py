@@ -102,7 +102,8 @@ class ReverseAttention(Network):
         auxiliary logits, with which an attack may let a gradient through). No mode of the network plays a part.
         """
         features, logits = self.attend(images, attention_labels, choice)
-        final = self.forward_head(features)
+        # in a low-precision frozen view the classifier stays float32
+        final = self.forward_head(features.to(self.classifier().weight.dtype))
         return Outputs(final, logits) if auxiliary else final
 
     def attend(

@@ -8,12 +8,18 @@ from robust_core.training import Rate, step_rate
 
 
 def test_milestones():
-    rates = [step_rate(epoch, lr=0.01, first=60, second=90) for epoch in (1, 59, 60, 89, 90, 120)]
+    rates = [step_rate(epoch, lr=0.01, milestones=(60, 90)) for epoch in (1, 59, 60, 89, 90, 120)]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
 
 
+def test_the_latest_milestone_in_the_sequence_counts():
+    assert [step_rate(epoch, lr=1.0, milestones=(5, 3)) for epoch in (2, 3, 5)] == [1.0, 0.01, 0.01]
+    rates = [step_rate(epoch, lr=1.0, milestones=(75, 90, 100)) for epoch in (74, 75, 90, 100, 120)]
+    assert rates == [1.0, 0.1, 0.01, 0.001, 0.001]
+
+
 def test_step_rate_counts_from_the_offset():
-    rate = Rate("step", 1.0, first=3, second=5, epoch_offset=1)
+    rate = Rate("step", 1.0, (3, 5), epoch_offset=1)
     assert [rate.at(step, 8, 2) for step in range(8)] == [1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
 
 

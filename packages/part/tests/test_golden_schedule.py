@@ -14,7 +14,7 @@ def test_every_stored_epoch():
     schedules = [entry for entry in golden.load_json("part", "lr.json").values() if isinstance(entry, dict)]
     assert schedules
     for schedule in schedules:
-        first, second = schedule["adjust_first"], schedule["adjust_second"]
+        milestones = (schedule["adjust_first"], schedule["adjust_second"])
         for epoch, rate in schedule["table"].items():
-            ours = step_rate(int(epoch), lr=schedule["lr"], first=first, second=second)
+            ours = step_rate(int(epoch), lr=schedule["lr"], milestones=milestones)
             assert ours == pytest.approx(rate, rel=1e-12)

@@ -89,13 +89,15 @@ def training(
     hooks: Hooks | None = None,
     precision: str = "float32",
     processes: Processes | None = None,
+    model: Network | None = None,
+    data: ImageSet | None = None,
 ) -> Training:
     """Return a run of the loop in ``path``, new or to be continued."""
     exists = (path / "config.json").exists()
     run = RunDirectory.open(path) if exists else RunDirectory.create(path, {"config": {}})
     return Training(
-        model=small_model(),
-        data=image_set(),
+        model=small_model() if model is None else model,
+        data=image_set() if data is None else data,
         phases=phases(),
         settings=settings or LoopSettings(batch_size=16, log_interval=1, checkpoint_every=1),
         machine=machine(precision=precision),

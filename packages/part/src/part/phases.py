@@ -95,12 +95,12 @@ def _rates(config: PartConfig, warm_up_begins: int, main_begins: int) -> tuple[R
     """Return the rates of warm-up and main phase, which begin after so many epochs of the run."""
     if config.schedule == "linear":
         return Rate("constant", config.lr), Rate("linear", config.lr)
-    milestones = (config.lr, config.adjust_first, config.adjust_second)
+    milestones = (config.adjust_first, config.adjust_second)
     if config.lr_counter == "restarted":
-        return Rate("constant", config.lr), Rate("step", *milestones)
+        return Rate("constant", config.lr), Rate("step", config.lr, milestones)
     return (
-        Rate("step", *milestones, epoch_offset=warm_up_begins),
-        Rate("step", *milestones, epoch_offset=main_begins),
+        Rate("step", config.lr, milestones, epoch_offset=warm_up_begins),
+        Rate("step", config.lr, milestones, epoch_offset=main_begins),
     )
 
 

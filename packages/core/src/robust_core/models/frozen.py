@@ -15,7 +15,7 @@ from robust_core.models.network import Network, PooledHead
 from robust_core.models.strided import with_phases
 from robust_core.models.winograd import with_winograd
 
-__all__ = ["FrozenView", "frozen", "only_logits"]
+__all__ = ["FrozenView", "cast_outputs", "frozen", "only_logits"]
 
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -76,7 +76,7 @@ class FrozenView(nn.Module):
 
         For networks that have more to say than logits; ``arguments`` are the network's own.
         """
-        return _cast(self.network(self._entered(images), **arguments), self.out_dtype)
+        return cast_outputs(self.network(self._entered(images), **arguments), self.out_dtype)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the feature map ``(N, K, h, w)``."""
@@ -115,11 +115,11 @@ class FrozenView(nn.Module):
         )
 
 
-def _cast(found: Any, dtype: torch.dtype) -> Any:
+def cast_outputs(found: Any, dtype: torch.dtype) -> Any:
     """Return a tensor, or the tensors of a (named) tuple of any depth, in another precision."""
     if isinstance(found, Tensor):
         return found.to(dtype)
-    parts = [_cast(part, dtype) for part in found]
+    parts = [cast_outputs(part, dtype) for part in found]
     return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from robust_core.data import Batch, ImageSet
 from robust_core.models import FrozenView
+from robust_core.models.frozen import cast_outputs
 from robust_core.randomness import generator_for
 from robust_core.training.distributed import Processes
 from robust_core.training.schedules import Rate
@@ -64,11 +65,15 @@ class StepContext:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the training logits ``(n, K)`` of the live model, in float32 whatever it trains in."""
+        return cast(Tensor, self.call(model, images))
+
+    def call(self, model: nn.Module, images: Tensor, **arguments: Any) -> Any:
+        """Return what the live model gives with further arguments, its tensors in float32 like :meth:`logits`."""
         if self.train_dtype == torch.float32:
-            return model(images)  # type: ignore[no-any-return]
+            return model(images, **arguments)
         with torch.autocast(images.device.type, dtype=self.train_dtype):
-            logits: Tensor = model(images)
-        return logits.float()
+            found = model(images, **arguments)
+        return cast_outputs(found, torch.float32)
 
 
 class Method(Protocol):

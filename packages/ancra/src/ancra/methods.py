@@ -1,0 +1,236 @@
+"""ANCRA as a training method: attack, choose negatives, three passes, one loss; and its baselines.
+
+A plain network has no auxiliary logits, so the same method without contrast is TRADES, AT or MART under ANCRA's
+attack, and with contrast the ablation "ANC only".
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ancra.attacks import AllLogits, targeted_pgd, untargeted_pgd
+from ancra.attention import Outputs
+from ancra.losses import exclusion, mart_terms_of, natural_and_robust, pgd_term
+from ancra.negatives import FIRST_STRATEGY_EPOCH, Draws, Negatives, pick_negatives
+from ancra.published import published_train_mode_pgd
+from robust_core.data import Batch, ImageSet
+from robust_core.training.distributed import gather_rows
+from robust_core.training.method import StepContext, StepResult
+
+__all__ = ["FAMILIES", "MILESTONES", "Ancra", "NegativeChoice"]
+
+FAMILIES = ("pgd", "trades", "mart")
+MILESTONES = (75, 90, 100)
+"""Epochs from which the published rate is a tenth, a hundredth, a thousandth."""
+
+_NOISE = 0.001
+
+
+@dataclass(frozen=True)
+class NegativeChoice:
+    """Which images an anchor is contrasted with: ``classes`` x ``images`` of them, attacked or natural."""
+
+    strategy: str = "random"
+    attacked: bool = True
+    classes: int = 1
+    images: int = 1
+
+
+class _Passes(NamedTuple):
+    """The training passes of a step; no negatives without contrast."""
+
+    natural: Outputs
+    adversarial: Outputs
+    negative: Outputs | None
+
+
+@dataclass
+class Ancra:
+    """ANCRA-PGD, -TRADES or -MART (``family``), or a baseline of it (ANCRA, section 2.5).
+
+    The loss is natural + ``beta`` robust + ``zeta`` exclusion, each with its auxiliary part weighted by ``cr``
+    (``attack_cr`` in the untargeted attack: officially 2 whatever cr is). ``attention_by`` "label" weighs the
+    training features by the true class, as published, "predicted" by the predicted one. ``train_mode_attack``
+    is the published baselines' attack on the live model in training mode.
+    """
+
+    name: str
+    family: str
+    num_classes: int
+    eps: float = 8 / 255
+    step_size: float = 0.007
+    steps: int = 10
+    beta: float = 6.0
+    zeta: float = 3.0
+    alpha: float = 1.0
+    cr: float = 2.0
+    attack_cr: float = 2.0
+    inner_loss: str = "ce"
+    attention_by: str = "label"
+    train_mode_attack: bool = False
+    negatives: NegativeChoice = field(default_factory=NegativeChoice)
+    without_negative: Tensor | None = field(default=None, init=False, repr=False)
+    warned: bool = field(default=False, init=False, repr=False)
+
+    def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
+        """Warn, once a run, of anchors that found no negative in the epoch before."""
+        del data, context
+        count = 0 if self.without_negative is None else int(self.without_negative)
+        if count and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{count} images had no image of another class in their batch to be contrasted with; they trained "
+                "without contrast (a larger --batch-size helps).",
+                stacklevel=2,
+            )
+        return {}
+
+    def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StepResult:
+        """Return the loss of a batch; passes in training mode in the order natural, adversarial, negatives."""
+        adversarial = self._attack(model, batch, context)
+        chosen, others, other_labels = self._negatives(batch, context) if self.zeta else (None, None, None)
+        natural_outputs = self._outputs(model, batch.images, batch.labels, context)
+        attacked_outputs = self._outputs(model, adversarial, batch.labels, context)
+        negative_outputs = None
+        if others is not None and other_labels is not None:
+            negative_outputs = self._outputs(model, others, other_labels, context)
+        passes = _Passes(natural_outputs, attacked_outputs, negative_outputs)
+        return self._cost(passes, chosen, batch.labels)
+
+    def _outputs(self, model: nn.Module, images: Tensor, labels: Tensor, context: StepContext) -> Outputs:
+        if not hasattr(model, "attend"):
+            return Outputs(context.logits(model, images))
+        by = labels if self.attention_by == "label" else None
+        found: Outputs = context.call(model, images, attention_labels=by, auxiliary=True)
+        return found
+
+    def _attack(self, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
+        start = batch.images + _NOISE * context.normal("start", batch.images)
+        settings = {"eps": self.eps, "step_size": self.step_size, "steps": self.steps}
+        if self.train_mode_attack:
+            return published_train_mode_pgd(model, batch.images, batch.labels, start=start, **settings)  # type: ignore[arg-type]
+        with torch.no_grad():
+            return untargeted_pgd(
+                context.view,
+                batch.images,
+                batch.labels,
+                start=start,
+                cr=self.attack_cr,
+                inner_loss=self.inner_loss,
+                **settings,  # type: ignore[arg-type]
+            )
+
+    def _negatives(self, batch: Batch, context: StepContext) -> tuple[Negatives, Tensor, Tensor]:
+        """Return the choice, the negatives' images ``(n m, 3, H, W)``, attacked or not, and their labels."""
+        choice = self.negatives
+        with torch.no_grad():
+            images, labels = (gather_rows(rows, context.processes) for rows in (batch.images, batch.labels))
+            strategy = choice.strategy if context.epoch + 1 >= FIRST_STRATEGY_EPOCH else "random"
+            logits = None if strategy == "random" else AllLogits(context.view)(images)[:, 0]
+            first = _rows_before(batch.labels, context)
+            chosen = pick_negatives(
+                strategy,
+                labels,
+                logits,
+                self._draws(batch, len(labels), context),
+                classes=choice.classes,
+                images=choice.images,
+                rows=slice(first, first + len(batch)),
+            )
+            picked = chosen.indices.flatten()
+            others = images[picked]
+            if choice.attacked:
+                targets = batch.labels.repeat_interleave(chosen.indices.shape[1])
+                others = targeted_pgd(
+                    context.view,
+                    others,
+                    targets,
+                    start=others + self._noise(batch, chosen, context),
+                    eps=self.eps,
+                    step_size=self.step_size,
+                    steps=self.steps,
+                    cr=self.cr,
+                )
+        return chosen, others, labels[picked]
+
+    def _draws(self, batch: Batch, count: int, context: StepContext) -> Draws:
+        empty = batch.images.new_empty
+        return Draws(
+            context.uniform("negative class", empty((len(batch), self.num_classes))),
+            context.uniform("negative image", empty((len(batch), count))),
+        )
+
+    def _noise(self, batch: Batch, chosen: Negatives, context: StepContext) -> Tensor:
+        repeats = chosen.indices.shape[1]
+        like = batch.images.new_empty((len(batch), repeats, *batch.images.shape[1:]))
+        return _NOISE * context.normal("negative start", like).flatten(0, 1)
+
+    def _cost(self, passes: _Passes, chosen: Negatives | None, labels: Tensor) -> StepResult:
+        natural, adversarial, negative = passes
+        figures = _figures(passes, labels)
+        if self.family == "pgd":
+            loss = pgd_term(adversarial, labels, cr=self.cr)
+        else:
+            terms = natural_and_robust if self.family == "trades" else mart_terms_of
+            first, robust = terms(natural, adversarial, labels, cr=self.cr)
+            loss = first + self.beta * robust
+            figures["natural_loss" if self.family == "trades" else "boosted_loss"] = first.detach()
+            figures["robust_loss"] = robust.detach()
+        if negative is not None and chosen is not None:
+            term = exclusion(natural, negative, chosen, alpha=self.alpha, cr=self.cr)
+            loss = loss + self.zeta * term
+            alone = ~chosen.found.any(dim=1)
+            self.without_negative = alone.sum() + (
+                0 if self.without_negative is None else self.without_negative
+            )
+            figures["exclusion_loss"] = term.detach()
+            figures["without_negative"] = alone.float().mean()
+            repeats = chosen.indices.shape[1]
+            distance = natural.logits.detach().repeat_interleave(repeats, dim=0) - negative.logits.detach()
+            figures["an_l2"] = _root_mean_square(distance)
+        return StepResult(loss, figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether the user was warned, and of how many anchors so far."""
+        count = 0 if self.without_negative is None else int(self.without_negative)
+        return {"without_negative": count, "warned": self.warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.without_negative = torch.tensor(int(state["without_negative"]))
+        self.warned = bool(state["warned"])
+
+
+def _rows_before(labels: Tensor, context: StepContext) -> int:
+    """Return how many gathered rows are of processes before this one (reads back only where there are any)."""
+    if context.processes.world_size == 1:
+        return 0
+    ranks = gather_rows(torch.full_like(labels, context.processes.rank), context.processes)
+    return int((ranks < context.processes.rank).sum())
+
+
+def _root_mean_square(differences: Tensor) -> Tensor:
+    """Return the root over rows of the mean squared length (published ``ap_l2``, ``an_l2``)."""
+    return differences.square().sum(dim=1).mean().sqrt()
+
+
+def _figures(passes: _Passes, labels: Tensor) -> dict[str, Tensor]:
+    """Return what is logged of the training passes that are made anyway."""
+    natural, adversarial = passes.natural, passes.adversarial
+    figures = {
+        "natural_accuracy": (natural.logits.detach().argmax(dim=1) == labels).float().mean(),
+        "adversarial_accuracy": (adversarial.logits.detach().argmax(dim=1) == labels).float().mean(),
+        "ap_l2": _root_mean_square(natural.logits.detach() - adversarial.logits.detach()),
+    }
+    if natural.auxiliary:
+        chosen = torch.stack(
+            [logits.detach().argmax(dim=1) for logits in (*natural.auxiliary, natural.logits)]
+        )
+        figures["blocks_agree"] = (chosen == chosen[0]).all(dim=0).float().mean()
+    return figures

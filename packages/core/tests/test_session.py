@@ -15,7 +15,7 @@ from robust_core.config import RunConfig, config_from_dict
 from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation, protocol
 from robust_core.reporting import write_report
-from robust_core.session import Beginning, execute, resume
+from robust_core.session import Beginning, core_network, execute, resume
 from robust_core.storage import file_digest, write_tensors
 from robust_core.training import Phase, RunDirectory
 from robust_core.training.methods import Adversarial, AtLoss, InnerAttack, Natural
@@ -28,6 +28,9 @@ class Plan:
             Phase("natural", Natural(), 2, constant()),
             Phase("main", Adversarial("AT", attack, AtLoss()), epoch_steps * config.epochs - 2, constant()),
         ]
+
+    def network(self, config, info):
+        return core_network(config, info)
 
     def export(self, config, folder):
         return lambda phase, epoch, model: (folder / f"{phase.name}-{epoch}.txt").write_text("x")

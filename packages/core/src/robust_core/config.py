@@ -83,6 +83,16 @@ class RunConfig:
     tensorboard: bool = option(False, "also write TensorBoard events (needs the extra of that name)")
     run_dir: str | None = option(None, "directory of the run", flags=("--model-dir",))
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images per batch of evaluations, whose figures do not depend on it."""
+        return 128
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether curves and selection see the test images, as some published code does."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dict for ``config.json``."""
         return asdict(self)
@@ -122,7 +132,7 @@ class RunConfig:
         _expect(0.0 <= self.ema < 1.0, "ema", self.ema, "a number in [0, 1)")
         if self.nesterov and self.momentum == 0.0:
             raise UserError("--nesterov needs --momentum above 0.")
-        if self.selection == "best" and self.validation == 0:
+        if self.selection == "best" and self.validation == 0 and not self.selects_on_test:
             raise UserError("--selection best needs --validation N above 0: the test split never selects.")
 
     def validate_for(self, info: DatasetInfo) -> None:

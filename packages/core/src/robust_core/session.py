@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from robust_core.config import RunConfig
-from robust_core.data import ImageSet, class_balanced_subset, load_dataset, split_validation, steps_per_epoch
+from robust_core.data import DatasetInfo, ImageSet, steps_per_epoch
 from robust_core.errors import RESTORE_OR_ANEW, UserError
 from robust_core.evaluation import Evaluation, evaluate, load_evaluation, protocol
 from robust_core.evaluation import Protocol as Attacks
 from robust_core.gallery import save_gallery
 from robust_core.models import build_model, load_weights
 from robust_core.reporting import write_report
+from robust_core.run_data import Data, data_record, load_data
 from robust_core.storage import write_whole
 from robust_core.training import (
     Hooks,
@@ -35,7 +36,7 @@ from robust_core.training import (
 )
 from robust_core.training.machine import describe_software, resolve_device, resumed_machine
 
-__all__ = ["Beginning", "Plan", "Session", "execute", "resume"]
+__all__ = ["Beginning", "Plan", "Session", "core_network", "execute", "resume"]
 
 Config = TypeVar("Config", bound=RunConfig)
 Say = Callable[[str], None]
@@ -46,6 +47,10 @@ class Plan(Protocol[Config]):
 
     def phases(self, config: Config, epoch_steps: int) -> list[Phase]:
         """Return the phases of the run; ``epoch_steps`` are the steps of one epoch."""
+        ...
+
+    def network(self, config: Config, info: DatasetInfo) -> nn.Module:
+        """Return the network at the start of training (:func:`core_network`, or a paper's own)."""
         ...
 
     def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
@@ -67,6 +72,10 @@ class Beginning(Generic[Config]):
     def phases(self, config: Config, epoch_steps: int) -> list[Phase]:
         """Return the first phases."""
         return self.plan.phases(config, epoch_steps)[: self.count]
+
+    def network(self, config: Config, info: DatasetInfo) -> nn.Module:
+        """Return the plan's own."""
+        return self.plan.network(config, info)
 
     def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
         """Return the plan's own."""
@@ -112,6 +121,7 @@ class Session(Generic[Config]):
             seed=self.config.seed,
             limit=limit,
             device=self.machine.device,
+            batch_size=self.config.evaluation_batch_size,
         )
         result.save(folder, attacks.name)
         return result
@@ -146,7 +156,7 @@ def execute(
     device = resolve_device("cpu" if config.no_cuda else config.device)
     processes = start_processes(device)
     say = say if processes.is_main else _silent
-    data = processes.main_first(lambda: _load_data(config, say))
+    data = processes.main_first(lambda: load_data(config, say))
     config.validate_for(data[0].info)
     epoch_steps = steps_per_epoch(len(data[0]), config.batch_size)
     phases = plan.phases(config, epoch_steps)
@@ -164,10 +174,11 @@ def execute(
         "config": config.to_dict(),
         "machine": machine.to_dict(),
         "software": describe_software(),
-        "data": _data_record(data),
+        "data": data_record(data),
         "phases": [{"name": phase.name, "steps": phase.steps} for phase in phases],
     }
-    session = _session(config, RunDirectory(path, record), machine, processes, data, phases, say)
+    model = plan.network(config, data[0].info)
+    session = _session(config, RunDirectory(path, record), machine, processes, data, phases, model, say)
     if processes.is_main:
         for note in notes:
             say(note)
@@ -203,51 +214,32 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
     say = say if processes.is_main else _silent
     for note in notes:
         say(note)
-    data = processes.main_first(lambda: _load_data(config, say))
-    for split, now in _data_record(data).items():
+    data = processes.main_first(lambda: load_data(config, say))
+    for split, now in data_record(data).items():
         before = stored_data.get(split)
         if before != now:
             raise UserError(
                 f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
             )
     phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
-    return _carry_out(_session(config, run, machine, processes, data, phases, say), plan)
+    model = plan.network(config, data[0].info)
+    return _carry_out(_session(config, run, machine, processes, data, phases, model, say), plan)
+
+
+def core_network(config: RunConfig, info: DatasetInfo) -> nn.Module:
+    """Return the core's network of the configured name for this data, normalising first if asked to."""
+    return build_model(
+        config.model,
+        info.num_classes,
+        image_size=info.size,
+        mean=info.mean if config.normalize else None,
+        std=info.std if config.normalize else None,
+        seed=config.seed,
+    )
 
 
 def _silent(_: str) -> None:
     return None
-
-
-Data = tuple[ImageSet, "ImageSet | None", ImageSet]
-
-
-def _load_data(config: RunConfig, say: Say) -> Data:
-    """Return the training images, the validation images (or None) and the test images."""
-
-    def load(split: str) -> ImageSet:
-        loaded = load_dataset(config.data, config.data_dir, split, log=say)
-        for note in loaded.notes:
-            say(note)
-        return loaded
-
-    train, test = load("train"), load("test")
-    validation: ImageSet | None = None
-    if train.info.own_validation:
-        validation = load("validation")
-    elif config.validation:
-        train, validation = split_validation(train, config.validation, config.subset_seed)
-    if config.train_subset:
-        train = class_balanced_subset(train, config.train_subset, config.subset_seed)
-    # indices are positions in the training set, by which a method keeps what belongs to an image
-    return replace(train, indices=torch.arange(len(train))), validation, test
-
-
-def _data_record(data: Data) -> dict[str, Any]:
-    names = ("train", "validation", "test")
-    return {
-        name: None if part is None else {"name": part.info.name, "images": len(part), "sha256": part.digest}
-        for name, part in zip(names, data, strict=True)
-    }
 
 
 def _fork(source: Path, target: RunDirectory) -> None:
@@ -277,18 +269,10 @@ def _session(
     processes: Processes,
     data: Data,
     phases: list[Phase],
+    model: nn.Module,
     say: Say,
 ) -> Session[Config]:
     train_set, validation_set, test_set = data
-    info = train_set.info
-    model = build_model(
-        config.model,
-        info.num_classes,
-        image_size=info.size,
-        mean=info.mean if config.normalize else None,
-        std=info.std if config.normalize else None,
-        seed=config.seed,
-    )
     return Session(
         config=config,
         machine=machine,
@@ -296,7 +280,7 @@ def _session(
         run=run,
         model=model,
         train_set=train_set,
-        validation_set=validation_set,
+        validation_set=test_set if config.selects_on_test else validation_set,
         test_set=test_set,
         phases=phases,
         say=say,
@@ -360,7 +344,15 @@ def _hooks(
 
     def figures(model: nn.Module) -> dict[str, float]:
         attacks = protocol("pgd-20", eps=config.epsilon, step_size=config.step_size)
-        summary = evaluate(model, validation, attacks, seed=config.seed, limit=limit, device=machine.device)
+        summary = evaluate(
+            model,
+            validation,
+            attacks,
+            seed=config.seed,
+            limit=limit,
+            device=machine.device,
+            batch_size=config.evaluation_batch_size,
+        )
         return {
             "natural_accuracy": float(summary.natural.mean()),
             "pgd20_accuracy": float(summary.last["pgd-20"].mean()),

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from part.config import PartConfig
 from part.phases import build_phases, mask_rule
+from robust_core.data import DatasetInfo
 from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import FrozenView
 from robust_core.randomness import generator_for
-from robust_core.session import Session
+from robust_core.session import Session, core_network
 from robust_core.storage import write_tensors
 from robust_core.training import Phase
 
@@ -37,6 +38,10 @@ class PartPlan:
     def phases(self, config: PartConfig, epoch_steps: int) -> list[Phase]:
         """Return natural steps, warm-up and main phase."""
         return build_phases(config, epoch_steps)
+
+    def network(self, config: PartConfig, info: DatasetInfo) -> nn.Module:
+        """Return the core's network."""
+        return core_network(config, info)
 
     def export(self, config: PartConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
         """Return what writes a plain state dict under the official name every ``--save-freq`` epochs."""

@@ -20,11 +20,11 @@ from part.config import PartConfig, resolve_as
 from part.phases import build_phases, inner_attack, outer_loss
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.config import option
-from robust_core.data import Batch
+from robust_core.data import Batch, DatasetInfo
 from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation, protocol, wilson
 from robust_core.reporting import MethodResult, Table, comparison_figure, save_figure, share_cell
-from robust_core.session import Beginning, Plan, Session, execute, resume
+from robust_core.session import Beginning, Plan, Session, core_network, execute, resume
 from robust_core.storage import write_whole
 from robust_core.training import Phase, RunDirectory, StepContext, StepResult
 from robust_core.training.methods import Adversarial
@@ -101,6 +101,10 @@ class RegionalPlan:
         attack, outer = inner_attack(config, warm_up=False), outer_loss(config)
         method = Regional("regional AT", attack, outer, config.placement, config.low_epsilon)
         return [*phases[:-1], replace(phases[-1], method=method)]
+
+    def network(self, config: RegionalConfig, info: DatasetInfo) -> nn.Module:
+        """Return the core's network."""
+        return core_network(config, info)
 
     def export(self, config: RegionalConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
         """Return nothing to write."""

@@ -27,13 +27,13 @@ def test_value_and_gradients_are_the_official_ones(alpha, suffix):
     natural, negative = logits_of(suffix)
     loss = asymmetric_contrast(natural, negative, alpha=alpha).sum()
     close(loss, reference[f"alpha{alpha}_loss_{suffix}"], tolerance)
-    gradients = torch.autograd.grad(loss, (natural, negative))
+    gradients = torch.autograd.grad(loss, (natural, negative), allow_unused=True)
     for gradient, side in zip(gradients, ("nat", "neg"), strict=True):
         official = reference[f"alpha{alpha}_grad_{side}_{suffix}"]
         if official.any():
             close(gradient, official, tolerance)
         else:
-            assert not gradient.any()
+            assert gradient is None
 
 
 @pytest.mark.golden
@@ -69,6 +69,6 @@ def test_alpha_one_freezes_the_natural_side_and_extreme_logits_stay_finite():
     natural = torch.tensor([[1e4, -1e4], [0.0, 1.0]], requires_grad=True)
     negative = torch.tensor([[1e4, 0.0], [0.0, 2.0]], requires_grad=True)
     asymmetric_contrast(natural, negative, alpha=1.0).sum().backward()
-    assert not natural.grad.any()
+    assert natural.grad is None
     assert negative.grad[1].any()
     assert bool(negative.grad.isfinite().all())

@@ -75,14 +75,15 @@ def test_resumed_equals_uninterrupted(tmp_path, family, attention, changes):
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "cut/metrics.jsonl").read_bytes()
     lines = [line for line in whole.run.metrics() if line["kind"] == "step"]
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
-    expected = {"natural_accuracy", "adversarial_accuracy", "ap_l2"}
+    expected = {"adversarial_accuracy", "natural_accuracy", "ap_l2"}
     expected |= {"an_l2", "exclusion_loss", "without_negative"} if changes.get("zeta", 3.0) else set()
     expected |= {"blocks_agree"} if attention != "none" else set()
     assert expected <= set(lines[0])
 
 
-def test_bf16_attacks_train(tmp_path):
-    run(tmp_path / "run", method, precision="bfloat16").fit()
+@pytest.mark.parametrize("attention", ["reverse", "none", "ones", "own"])
+def test_bf16_attacks_train(tmp_path, attention):
+    run(tmp_path / "run", method, attention=attention, precision="bfloat16").fit()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -110,6 +111,8 @@ def test_strategies_act_from_their_epoch_on(first_step):
         ({}, 4, 3),
         ({"negatives": NegativeChoice(attacked=False)}, 2, 3),
         ({"inner_loss": "kl"}, 5, 3),
+        ({"family": "pgd"}, 4, 3),
+        ({"family": "pgd", "zeta": 0.0}, 2, 1),
     ],
 )
 def test_a_step_makes_the_passes_that_its_loss_needs(first_step, changes, attack_passes, training_passes):

@@ -109,6 +109,7 @@ def test_negatives_are_of_other_classes_and_distinct(strategy, labels, classes, 
             continue
         allowed = candidates(strategy, labels, predictions, labels, predictions)[anchor]
         best = logits[:, own].masked_fill(~allowed, -torch.inf).sort(descending=True).indices
+        assert len(taken) == len(set(taken))
         expected = min(int(allowed.sum()), classes * images)
         assert taken[:expected] == best[:expected].tolist()
 

@@ -169,11 +169,50 @@ def test_weights_are_spread_over_the_windows_of_the_classifier():
     assert spread[0, 1].tolist() == [[4, 4, 5, 5], [4, 4, 5, 5], [6, 6, 7, 7], [6, 6, 7, 7]]
 
 
+def test_a_compiled_view_gives_the_same_logits():
+    torch._dynamo.reset()
+    model, images = network("resnet8-s2"), images_of(4)
+    counted = []
+
+    def backend(graph, _):
+        counted.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "compile", lambda function: real(function, backend=backend))
+        view = FrozenView(model, compile=True)
+        for count in (4, 2):  # the smaller batch is filled up
+            found = AllLogits(view)(images[:count])
+            torch.testing.assert_close(found, AllLogits(FrozenView(model))(images[:count]))
+    assert len(counted) == 1
+
+
 def test_all_logits_stack_the_final_ones_first():
     model, images = network("resnet18-w4"), images_of()
     found = AllLogits(FrozenView(model))(images)
     assert found.shape == (3, 3, 5)
     torch.testing.assert_close(found[:, 0], model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_through_the_weights_are_the_same_every_time():
+    """Adding up rows of the classifier by index is done in another order each time on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = build_network("resnet18-w4", 10, seed=0)
+        model.fc = torch.nn.Linear(512, 10)
+        model.trunk = lambda images: images
+        model.attended = lambda: [torch.nn.Identity()]
+        features, labels = torch.rand(128, 512, 4, 4), torch.arange(128) % 10
+        found = set()
+        for _ in range(30):
+            loss = model(features, attention_labels=labels).square().sum()
+            (gradient,) = torch.autograd.grad(loss, model.fc.weight)
+            found.add(gradient.numpy().tobytes())
+        assert len(found) == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_mistakes_are_named():

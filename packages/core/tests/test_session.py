@@ -29,7 +29,7 @@ class Plan:
             Phase("main", Adversarial("AT", attack, AtLoss()), epoch_steps * config.epochs - 2, constant()),
         ]
 
-    def network(self, config, info):
+    def network(self, config, info, *, fresh):
         return core_network(config, info)
 
     def export(self, config, folder):

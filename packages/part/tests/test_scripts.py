@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,31 +26,6 @@ SCRIPTS = {
     "train_eval_part_t.py": ("PART_T", ["pre_part_t_epoch1.pth", "model-epoch1.pth"]),
     "train_eval_part_m.py": ("PART_M", ["pre_part_m_epoch1.pth", "model-epoch1.pth"]),
 }
-
-
-@dataclass
-class Done:
-    """How a script ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def in_process(capsys, tmp_path, monkeypatch):
-    """Call a script's function in an empty folder, where the start of a process is not what is tested."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(words, main=train_eval_part):
-        capsys.readouterr()
-        try:
-            code = main(list(map(str, words)))
-        except SystemExit as left:  # the parser's way to end
-            code = left.code
-        return Done(code, *capsys.readouterr())
-
-    return start
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -139,7 +113,7 @@ def newest(run):
 def test_a_finished_run_is_left_as_it_is(in_process, whole_run):
     run = whole_run("float32")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = in_process(["--resume", run])
+    done = in_process(train_eval_part, ["--resume", run])
     assert done.code == 0
     assert "nothing to do" in done.out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
@@ -150,14 +124,14 @@ def test_a_run_without_a_checkpoint_resumes_from_the_start(in_process, whole_run
     shutil.copytree(whole_run("float32"), run)
     (run / "finished.json").unlink()
     shutil.rmtree(run / "checkpoints")
-    done = in_process(["--resume", run])
+    done = in_process(train_eval_part, ["--resume", run])
     assert done.code == 0, done.err
     assert (run / "metrics.jsonl").read_bytes() == (whole_run("float32") / "metrics.jsonl").read_bytes()
 
 
 def test_official_behaviour_trains(in_process, folders):
     words = [*SMALL, "--data-dir", folders, "--official", "--epochs", "3", "--final-tests", "pgd-20"]
-    done = in_process([*words, "--run-dir", "run"])
+    done = in_process(train_eval_part, [*words, "--run-dir", "run"])
     assert done.code == 0, done.err
     stored = json.loads(Path("run/config.json").read_text())["config"]
     axes = ("mask_rule", "mask_refresh", "cam_class", "lr_counter", "forwards", "start")
@@ -172,12 +146,12 @@ def test_regional_epsilon_writes_its_table(script, in_process, folders, tmp_path
     assert "| bottom-right quadrant |" in table
     assert "46.75" in table
     assert (tmp_path / "regional/comparison.png").stat().st_size > 5000
-    again = in_process(words, regional.main)
+    again = in_process(regional.main, words)
     assert again.out.count("nothing to do") == 3
-    other = in_process([*words, "--seed", "2"], regional.main)
+    other = in_process(regional.main, [*words, "--seed", "2"])
     assert other.code == 2
     assert "holds a run with other settings" in other.err
-    anew = in_process([*words, "--seed", "2", "--overwrite"], regional.main)
+    anew = in_process(regional.main, [*words, "--seed", "2", "--overwrite"])
     assert anew.code == 0, anew.err
 
 
@@ -203,7 +177,9 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_mistake_is_one_sentence_and_exit_code_2(in_process, folders, case):
     words, told = REFUSALS[case]
-    done = in_process([*SMALL, "--data-dir", folders, *words] if words[0] != "--resume" else words)
+    done = in_process(
+        train_eval_part, [*SMALL, "--data-dir", folders, *words] if words[0] != "--resume" else words
+    )
     assert done.code == 2
     assert told in done.err
     assert done.err.startswith("error: ")
@@ -224,10 +200,10 @@ def test_classes_are_counted_in_the_data_that_is_there(in_process, tmp_path):
     ]
     words += ["--scale", "smoke", "--natural-steps", "1", "--warm-up-steps", "1", "--main-steps", "1"]
     words += ["--num-steps", "1", "--batch-size", "3", "--validation", "0", "--mask-control", "random"]
-    refused = in_process([*words, "--num-class", "200"])
+    refused = in_process(train_eval_part, [*words, "--num-class", "200"])
     assert refused.code == 2
     assert "--num-class 200 does not fit tiny-imagenet (3 classes)" in refused.err
-    done = in_process([*words, "--num-class", "3"])
+    done = in_process(train_eval_part, [*words, "--num-class", "3"])
     assert done.code == 0, done.err
     with np.load("run/gallery.npz") as gallery:
         assert gallery["mask"].shape == (3, 1, 64, 64)
@@ -235,14 +211,14 @@ def test_classes_are_counted_in_the_data_that_is_there(in_process, tmp_path):
 
 
 def test_resume_with_other_settings_says_which(in_process, whole_run):
-    done = in_process(["--resume", whole_run("float32"), "--lr", "0.5", "--seed", "1"])
+    done = in_process(train_eval_part, ["--resume", whole_run("float32"), "--lr", "0.5", "--seed", "1"])
     assert done.code == 2
     assert "--lr 0.5 (the run has 0.01)" in done.err
     assert "--seed" not in done.err
 
 
 def test_another_script_does_not_resume(in_process, whole_run):
-    done = in_process(["--resume", whole_run("float32")], train_eval_part_t)
+    done = in_process(train_eval_part_t, ["--resume", whole_run("float32")])
     assert done.code == 2
     assert "holds a run of part, which train_eval_part_t.py does not train" in done.err
 
@@ -254,20 +230,20 @@ def test_resume_with_changed_data_is_refused(in_process, whole_run, tmp_path):
     record = json.loads((run / "config.json").read_text())
     record["data"]["train"]["sha256"] = "0" * 64
     (run / "config.json").write_text(json.dumps(record))
-    done = in_process(["--resume", run])
+    done = in_process(train_eval_part, ["--resume", run])
     assert done.code == 2
     assert "The train data" in done.err
 
 
 def test_a_run_is_not_overwritten_unasked(in_process, whole_run, folders):
-    done = in_process([*SMALL, "--data-dir", folders, "--run-dir", whole_run("float32")])
+    done = in_process(train_eval_part, [*SMALL, "--data-dir", folders, "--run-dir", whole_run("float32")])
     assert done.code == 2
     assert "--resume" in done.err
 
 
 def test_autoattack_asked_for_without_its_package(in_process, folders, monkeypatch):
     monkeypatch.setattr("part.cli.autoattack_missing", lambda: True)
-    done = in_process([*SMALL, "--data-dir", folders, "--aa-images", "5"])
+    done = in_process(train_eval_part, [*SMALL, "--data-dir", folders, "--aa-images", "5"])
     assert done.code == 2
     assert "packages/part[eval]" in done.err
 
@@ -276,7 +252,7 @@ def test_autoattack_not_asked_for_is_not_run_and_said(in_process, monkeypatch, f
     monkeypatch.setattr("part.cli.autoattack_missing", lambda: True)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     words = [word for word in SMALL if word not in ("--aa-images", "0")]
-    done = in_process([*words, "--data-dir", folders, "--run-dir", "run"])
+    done = in_process(train_eval_part, [*words, "--data-dir", folders, "--run-dir", "run"])
     assert done.code == 0
     assert "AutoAttack will not be run" in done.out
     assert "AA===\nnot run" in done.out

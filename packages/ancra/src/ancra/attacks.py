@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ancra.attention import Outputs, stacked
+from ancra.attention import attends, stacked
 from robust_core.attacks.engine import ascend
 from robust_core.attacks.objectives import Negated, Objective
 from robust_core.errors import unknown_name
@@ -39,13 +39,10 @@ class AllLogits:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return all logits; those of a network without attention are ``(N, 1, K)``."""
-        outputs = self.view.call(images) if not self.has_auxiliary else self.view.call(images, auxiliary=True)
-        return stacked(outputs if isinstance(outputs, Outputs) else Outputs(outputs))
-
-    @property
-    def has_auxiliary(self) -> bool:
-        """Whether the network gives auxiliary logits."""
-        return hasattr(self.view.network, "attend")
+        if not attends(self.view.network):
+            logits: Tensor = self.view(images)
+            return logits[:, None]
+        return stacked(self.view.call(images, auxiliary=True))
 
 
 def _weighted(values: Sequence[Tensor], cr: float) -> Tensor:
@@ -88,21 +85,19 @@ def untargeted_pgd(
     steps: int,
     cr: float,
     inner_loss: str = "ce",
-    natural_logits: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Return the adversarial images that ANCRA trains on (official ``u_pgd``; with ``kl`` ``u_trades``).
 
     ``inner_loss`` "ce": the published scripts' cross-entropy on all outputs; "kl": the paper's reading, away
-    from the natural prediction (``natural_logits`` gives all natural logits ``(N, 1 + blocks, K)`` where a pass
-    has been made; else it is made). ``start`` is ``images + 0.001 N(0, 1)`` in training. Raises ``UserError``
-    for another loss.
+    from the natural prediction, which takes one more pass. ``start`` is ``images + 0.001 N(0, 1)`` in training.
+    Raises ``UserError`` for another loss.
     """
     network = AllLogits(view)
     if inner_loss == "ce":
         objective = combined_cross_entropy(cr)
     elif inner_loss == "kl":
         with torch.no_grad():
-            reference = network(images) if natural_logits is None else natural_logits()
+            reference = network(images)
         objective = combined_kl_to(reference, cr)
     else:
         raise unknown_name("inner loss", inner_loss, INNER_LOSSES)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust_core.models import Network, PooledHead
 
-__all__ = ["ATTENTIONS", "Choice", "Outputs", "ReverseAttention", "stacked", "weigh"]
+__all__ = ["ATTENTIONS", "Choice", "Outputs", "ReverseAttention", "attends", "stacked", "weigh"]
 
 ATTENTIONS = ("reverse", "ones", "own")
 """``reverse``: the network's classifier; ``ones``: no weighting, auxiliary logits alone (deep supervision);
@@ -26,6 +26,11 @@ class Outputs(NamedTuple):
 
     logits: Tensor
     auxiliary: tuple[Tensor, ...] = ()
+
+
+def attends(network: object) -> bool:
+    """Return whether a network gives auxiliary logits."""
+    return isinstance(network, ReverseAttention)
 
 
 def stacked(outputs: Outputs) -> Tensor:
@@ -124,7 +129,9 @@ class ReverseAttention(Network):
             if choice is not None and attention_labels is None:
                 rows = choice(logits) @ weight
             else:
-                rows = weight[logits.argmax(dim=1) if attention_labels is None else attention_labels]
+                classes = logits.argmax(dim=1) if attention_labels is None else attention_labels
+                # not weight[classes], whose gradient adds up in another order from run to run on several threads
+                rows = F.embedding(classes, weight)
             features = weigh(features, rows)
         return features, tuple(found)
 

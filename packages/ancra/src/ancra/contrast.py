@@ -27,6 +27,10 @@ def asymmetric_contrast(natural_logits: Tensor, negative_logits: Tensor, *, alph
     formula writes the second term's arguments the other way round; S is symmetric.)
     """
     natural, negative = F.softmax(natural_logits, dim=1), F.softmax(negative_logits, dim=1)
+    if alpha == 1.0:  # no backward pass of zeros through the natural side
+        return similarity(natural.detach(), negative)
+    if alpha == 0.0:
+        return similarity(natural, negative.detach())
     frozen_natural = similarity(natural.detach(), negative)
     frozen_negative = similarity(natural, negative.detach())
     return alpha * frozen_natural + (1.0 - alpha) * frozen_negative

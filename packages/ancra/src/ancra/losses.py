@@ -7,7 +7,6 @@ All are scalars, means over the batch, and run no attack.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +17,7 @@ from ancra.contrast import asymmetric_contrast
 from ancra.negatives import Negatives
 from robust_core.losses import kl_divergence, mart_terms
 
-__all__ = ["AncraTerms", "exclusion", "mart_terms_of", "natural_and_robust", "pgd_term", "with_auxiliary"]
-
-
-class AncraTerms(NamedTuple):
-    """The terms of a loss, without beta and zeta."""
-
-    natural: Tensor
-    robust: Tensor
-    exclusion: Tensor
+__all__ = ["exclusion", "mart_terms_of", "natural_and_robust", "pgd_term", "with_auxiliary"]
 
 
 def with_auxiliary(loss: Callable[..., Tensor], *outputs: Outputs, cr: float) -> Tensor:

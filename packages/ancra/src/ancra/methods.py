@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ancra.attacks import AllLogits, targeted_pgd, untargeted_pgd
-from ancra.attention import Outputs
+from ancra.attention import Outputs, attends
 from ancra.losses import exclusion, mart_terms_of, natural_and_robust, pgd_term
 from ancra.negatives import FIRST_STRATEGY_EPOCH, Draws, Negatives, pick_negatives
 from ancra.published import published_train_mode_pgd
@@ -43,9 +43,9 @@ class NegativeChoice:
 
 
 class _Passes(NamedTuple):
-    """The training passes of a step; no negatives without contrast."""
+    """The training passes of a step; without contrast no negatives, and AT then makes no natural pass."""
 
-    natural: Outputs
+    natural: Outputs | None
     adversarial: Outputs
     negative: Outputs | None
 
@@ -57,7 +57,8 @@ class Ancra:
     The loss is natural + ``beta`` robust + ``zeta`` exclusion, each with its auxiliary part weighted by ``cr``
     (``attack_cr`` in the untargeted attack: officially 2 whatever cr is). ``attention_by`` "label" weighs the
     training features by the true class, as published, "predicted" by the predicted one. ``train_mode_attack``
-    is the published baselines' attack on the live model in training mode.
+    is the published baselines' attack on the live model in training mode. ``first_epoch`` is the number of the
+    run's first epoch (``--restart_epoch``), from which strategies count.
     """
 
     name: str
@@ -75,14 +76,15 @@ class Ancra:
     attention_by: str = "label"
     train_mode_attack: bool = False
     negatives: NegativeChoice = field(default_factory=NegativeChoice)
+    first_epoch: int = 1
     without_negative: Tensor | None = field(default=None, init=False, repr=False)
     warned: bool = field(default=False, init=False, repr=False)
 
     def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
-        """Warn, once a run, of anchors that found no negative in the epoch before."""
-        del data, context
+        """Warn, once a run, of anchors that found no negative in the epoch before (``metrics.jsonl`` has them all)."""
+        del data
         count = 0 if self.without_negative is None else int(self.without_negative)
-        if count and not self.warned:
+        if count and not self.warned and context.processes.is_main:
             self.warned = True
             warnings.warn(
                 f"{count} images had no image of another class in their batch to be contrasted with; they trained "
@@ -95,7 +97,7 @@ class Ancra:
         """Return the loss of a batch; passes in training mode in the order natural, adversarial, negatives."""
         adversarial = self._attack(model, batch, context)
         chosen, others, other_labels = self._negatives(batch, context) if self.zeta else (None, None, None)
-        natural_outputs = self._outputs(model, batch.images, batch.labels, context)
+        natural_outputs = self._natural(model, batch, context)
         attacked_outputs = self._outputs(model, adversarial, batch.labels, context)
         negative_outputs = None
         if others is not None and other_labels is not None:
@@ -103,8 +105,16 @@ class Ancra:
         passes = _Passes(natural_outputs, attacked_outputs, negative_outputs)
         return self._cost(passes, chosen, batch.labels)
 
+    def _natural(self, model: nn.Module, batch: Batch, context: StepContext) -> Outputs | None:
+        """Return the natural pass: none where no term uses it, without gradient where none flows back."""
+        used = self.family != "pgd"
+        if not used and not self.zeta:
+            return None
+        with torch.set_grad_enabled(used or self.alpha < 1.0):
+            return self._outputs(model, batch.images, batch.labels, context)
+
     def _outputs(self, model: nn.Module, images: Tensor, labels: Tensor, context: StepContext) -> Outputs:
-        if not hasattr(model, "attend"):
+        if not attends(model):
             return Outputs(context.logits(model, images))
         by = labels if self.attention_by == "label" else None
         found: Outputs = context.call(model, images, attention_labels=by, auxiliary=True)
@@ -114,7 +124,13 @@ class Ancra:
         start = batch.images + _NOISE * context.normal("start", batch.images)
         settings = {"eps": self.eps, "step_size": self.step_size, "steps": self.steps}
         if self.train_mode_attack:
-            return published_train_mode_pgd(model, batch.images, batch.labels, start=start, **settings)  # type: ignore[arg-type]
+            return published_train_mode_pgd(
+                model,
+                batch.images,
+                batch.labels,
+                start=start,
+                **settings,  # type: ignore[arg-type]
+            )
         with torch.no_grad():
             return untargeted_pgd(
                 context.view,
@@ -131,8 +147,12 @@ class Ancra:
         choice = self.negatives
         with torch.no_grad():
             images, labels = (gather_rows(rows, context.processes) for rows in (batch.images, batch.labels))
-            strategy = choice.strategy if context.epoch + 1 >= FIRST_STRATEGY_EPOCH else "random"
-            logits = None if strategy == "random" else AllLogits(context.view)(images)[:, 0]
+            strategy = (
+                choice.strategy if context.epoch + self.first_epoch >= FIRST_STRATEGY_EPOCH else "random"
+            )
+            logits = None
+            if strategy != "random":
+                logits = gather_rows(AllLogits(context.view)(batch.images)[:, 0], context.processes)
             first = _rows_before(batch.labels, context)
             chosen = pick_negatives(
                 strategy,
@@ -174,7 +194,7 @@ class Ancra:
     def _cost(self, passes: _Passes, chosen: Negatives | None, labels: Tensor) -> StepResult:
         natural, adversarial, negative = passes
         figures = _figures(passes, labels)
-        if self.family == "pgd":
+        if self.family == "pgd" or natural is None:
             loss = pgd_term(adversarial, labels, cr=self.cr)
         else:
             terms = natural_and_robust if self.family == "trades" else mart_terms_of
@@ -182,7 +202,7 @@ class Ancra:
             loss = first + self.beta * robust
             figures["natural_loss" if self.family == "trades" else "boosted_loss"] = first.detach()
             figures["robust_loss"] = robust.detach()
-        if negative is not None and chosen is not None:
+        if negative is not None and chosen is not None and natural is not None:
             term = exclusion(natural, negative, chosen, alpha=self.alpha, cr=self.cr)
             loss = loss + self.zeta * term
             alone = ~chosen.found.any(dim=1)
@@ -223,11 +243,11 @@ def _root_mean_square(differences: Tensor) -> Tensor:
 def _figures(passes: _Passes, labels: Tensor) -> dict[str, Tensor]:
     """Return what is logged of the training passes that are made anyway."""
     natural, adversarial = passes.natural, passes.adversarial
-    figures = {
-        "natural_accuracy": (natural.logits.detach().argmax(dim=1) == labels).float().mean(),
-        "adversarial_accuracy": (adversarial.logits.detach().argmax(dim=1) == labels).float().mean(),
-        "ap_l2": _root_mean_square(natural.logits.detach() - adversarial.logits.detach()),
-    }
+    figures = {"adversarial_accuracy": (adversarial.logits.detach().argmax(dim=1) == labels).float().mean()}
+    if natural is None:
+        return figures
+    figures["natural_accuracy"] = (natural.logits.detach().argmax(dim=1) == labels).float().mean()
+    figures["ap_l2"] = _root_mean_square(natural.logits.detach() - adversarial.logits.detach())
     if natural.auxiliary:
         chosen = torch.stack(
             [logits.detach().argmax(dim=1) for logits in (*natural.auxiliary, natural.logits)]

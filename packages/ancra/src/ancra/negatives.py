@@ -133,9 +133,11 @@ def pick_negatives(
     predictions = logits.argmax(dim=1)
     allowed = candidates(strategy, anchor_labels, predictions[rows], labels, predictions)
     scores = logits.detach().t()[anchor_labels].masked_fill(~allowed, -torch.inf)
-    count = min(classes * images, scores.shape[1])
-    best, indices = scores.topk(count, dim=1)
-    missing = classes * images - count
-    best, indices = F.pad(best, (0, missing), value=-torch.inf), F.pad(indices, (0, missing))
+    wanted = classes * images
+    best, ranked = scores.topk(min(wanted, scores.shape[1]), dim=1)
     by_rule = best > -torch.inf
-    return Negatives(torch.where(by_rule, indices, drawn.indices), by_rule | drawn.found)
+    repeated = ((drawn.indices[:, :, None] == ranked[:, None, :]) & by_rule[:, None, :]).any(dim=2)
+    # what the strategy found first, then what the random rule adds to it
+    indices, found = torch.cat([ranked, drawn.indices], 1), torch.cat([by_rule, drawn.found & ~repeated], 1)
+    order = (~found).int().argsort(dim=1, stable=True)[:, :wanted]
+    return Negatives(indices.gather(1, order), found.gather(1, order))

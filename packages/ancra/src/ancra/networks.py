@@ -27,7 +27,9 @@ __all__ = [
 class ResNetWithAttention(ReverseAttention, ResNet):
     """ResNet, all blocks of the last stage attended; its classifier is named ``fc``."""
 
-    aliases: ClassVar[dict[str, str]] = {"linear.": "fc."}
+    aliases: ClassVar[
+        dict[str, str]
+    ] = {}  # a plain ResNet's state dict, with its "linear.", is another network's
     fc: nn.Linear
 
     def trunk(self, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robust_core.attacks import pgd
-from robust_core.attacks.engine import Classifier
+from robust_core.attacks.engine import Classifier, ascend
 from robust_core.attacks.objectives import cross_entropy, margin
 
 __all__ = ["batch_margin", "published_cw", "published_train_mode_pgd"]
@@ -57,7 +57,7 @@ def published_train_mode_pgd(
     was_training = model.training
     model.train()
     try:
-        return pgd(
+        return ascend(
             lambda iterate: model(iterate),
             images,
             labels,
@@ -65,7 +65,7 @@ def published_train_mode_pgd(
             eps=eps,
             step_size=step_size,
             steps=steps,
-            loss=cross_entropy,
+            objective=cross_entropy,
         )
     finally:
         model.train(was_training)

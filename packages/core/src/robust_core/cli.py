@@ -71,11 +71,14 @@ def _word(kind: str, choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-def normalise_flags(arguments: Sequence[str], published: Collection[str] = ()) -> list[str]:
+def normalise_flags(
+    arguments: Sequence[str], published: Collection[str] = (), known: Collection[str] = ()
+) -> list[str]:
     """Return the arguments with ``_`` in long flags written as ``-`` (values are left alone).
 
     A negative number is tied to its flag, so that it is refused for its value and not taken for a flag. What
-    abbreviates exactly one of the ``published`` flags is that flag, whatever flags of ours begin likewise.
+    abbreviates exactly one of the ``published`` flags is that flag, whatever flags of ours begin likewise, unless it
+    is itself a ``known`` flag.
 
     >>> normalise_flags(["--rand_init", "False", "--data_dir=a_b", "--epsilon", "-8/255"])
     ['--rand-init', 'False', '--data-dir=a_b', '--epsilon=-8/255']
@@ -85,7 +88,8 @@ def normalise_flags(arguments: Sequence[str], published: Collection[str] = ()) -
         if argument.startswith("--"):
             flag, sign, value = argument.partition("=")
             flag = flag.replace("_", "-")
-            meant = [name for name in published if name.startswith(flag)] if len(flag) > 2 else []
+            short = len(flag) > 2 and flag not in known
+            meant = [name for name in published if name.startswith(flag)] if short else []
             result.append((meant[0] if len(meant) == 1 else flag) + sign + value)
         elif (
             re.match(r"-[\d.]", argument) and result and result[-1].startswith("--") and "=" not in result[-1]
@@ -108,26 +112,29 @@ def add_flags(
     parser: argparse.ArgumentParser,
     kind: type[RunConfig],
     choices: Mapping[str, tuple[str, ...]] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Add one flag per setting of ``kind``; only given flags appear in the result of parsing.
 
-    ``choices`` narrows what a setting may be in this script; the first is shown as the default.
+    ``choices`` narrows what a setting may be in this script; the first is shown as the default. ``defaults`` are
+    shown instead of the class's own.
     """
-    narrowed = choices or {}
+    narrowed, own = choices or {}, defaults or {}
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for entry in fields(kind):
         title = entry.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_flag(groups[title], entry, hints[entry.name], narrowed.get(entry.name, ()))
+        default = own.get(entry.name, entry.default)
+        _add_flag(groups[title], entry, hints[entry.name], narrowed.get(entry.name, ()), default)
 
 
-def _add_flag(group: Any, entry: Field[Any], hint: Any, narrowed: tuple[str, ...]) -> None:
+def _add_flag(group: Any, entry: Field[Any], hint: Any, narrowed: tuple[str, ...], default: Any) -> None:
     flag = "--" + entry.name.replace("_", "-")
     extra = list(entry.metadata["flags"])
     choices = narrowed or tuple(entry.metadata["choices"])
-    shown = narrowed[0] if narrowed else _shown(entry)
+    shown = narrowed[0] if narrowed else _shown(default, entry.metadata["kind"])
     note = f"{entry.metadata['help']} (default: {shown})" if shown else str(entry.metadata["help"])
     if choices:
         note = f"{entry.metadata['help']}: {', '.join(choices)} (default: {shown})"
@@ -153,14 +160,14 @@ def _add_flag(group: Any, entry: Field[Any], hint: Any, narrowed: tuple[str, ...
     group.add_argument(flag, *extra, type=parse, metavar=metavar, **common)
 
 
-def _shown(entry: Field[Any]) -> str:
-    if entry.default is None:
+def _shown(default: Any, kind: str) -> str:
+    if default is None:
         return ""
-    if entry.metadata["kind"] == "fraction":
-        return f"{float(str(entry.default)) * 255:g}/255"
-    if isinstance(entry.default, bool):
-        return "yes" if entry.default else "no"
-    return str(entry.default)
+    if kind == "fraction":
+        return f"{float(default) * 255:g}/255"
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return str(default)
 
 
 def guarded(run: Callable[[], object], again: str = "continue with --resume and the run's directory") -> int:

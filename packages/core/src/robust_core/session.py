@@ -49,8 +49,8 @@ class Plan(Protocol[Config]):
         """Return the phases of the run; ``epoch_steps`` are the steps of one epoch."""
         ...
 
-    def network(self, config: Config, info: DatasetInfo) -> nn.Module:
-        """Return the network at the start of training (:func:`core_network`, or a paper's own)."""
+    def network(self, config: Config, info: DatasetInfo, *, fresh: bool) -> nn.Module:
+        """Return the network (:func:`core_network`, or a paper's own); not ``fresh``: a checkpoint will fill it."""
         ...
 
     def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
@@ -73,9 +73,9 @@ class Beginning(Generic[Config]):
         """Return the first phases."""
         return self.plan.phases(config, epoch_steps)[: self.count]
 
-    def network(self, config: Config, info: DatasetInfo) -> nn.Module:
+    def network(self, config: Config, info: DatasetInfo, *, fresh: bool) -> nn.Module:
         """Return the plan's own."""
-        return self.plan.network(config, info)
+        return self.plan.network(config, info, fresh=fresh)
 
     def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
         """Return the plan's own."""
@@ -177,7 +177,7 @@ def execute(
         "data": data_record(data),
         "phases": [{"name": phase.name, "steps": phase.steps} for phase in phases],
     }
-    model = plan.network(config, data[0].info)
+    model = plan.network(config, data[0].info, fresh=True)
     session = _session(config, RunDirectory(path, record), machine, processes, data, phases, model, say)
     if processes.is_main:
         for note in notes:
@@ -222,7 +222,7 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
                 f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
             )
     phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
-    model = plan.network(config, data[0].info)
+    model = plan.network(config, data[0].info, fresh=run.checkpoints.latest_step() == 0)
     return _carry_out(_session(config, run, machine, processes, data, phases, model, say), plan)
 
 

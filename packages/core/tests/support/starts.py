@@ -30,7 +30,8 @@ class Live:
 
     def lines(self) -> Iterator[str]:
         """Yield each line as it appears."""
-        yield from self.output
+        for line in self.output:  # not yield from, which would close the stream with the generator  # noqa: UP028
+            yield line
 
     def kill(self) -> None:
         """End it with SIGKILL."""

@@ -39,8 +39,9 @@ class PartPlan:
         """Return natural steps, warm-up and main phase."""
         return build_phases(config, epoch_steps)
 
-    def network(self, config: PartConfig, info: DatasetInfo) -> nn.Module:
+    def network(self, config: PartConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
         """Return the core's network."""
+        del fresh
         return core_network(config, info)
 
     def export(self, config: PartConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:

@@ -102,8 +102,9 @@ class RegionalPlan:
         method = Regional("regional AT", attack, outer, config.placement, config.low_epsilon)
         return [*phases[:-1], replace(phases[-1], method=method)]
 
-    def network(self, config: RegionalConfig, info: DatasetInfo) -> nn.Module:
+    def network(self, config: RegionalConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
         """Return the core's network."""
+        del fresh
         return core_network(config, info)
 
     def export(self, config: RegionalConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:

@@ -46,7 +46,9 @@ class FrozenView(nn.Module):
         self._refreshers = tuple(refreshers)
         self._run: Callable[[Tensor], Tensor] = self._logits
         self._run_both: Callable[[Tensor], tuple[Tensor, Tensor]] = self._logits_and_features
+        self._run_all: Callable[..., Any] = self._outputs
         if compile:
+            self._run_all = of_one_size(torch.compile(self._outputs))
             self._run = of_one_size(torch.compile(self._logits))
             self._run_both = of_one_size(torch.compile(self._logits_and_features))
         self.refresh()
@@ -76,7 +78,9 @@ class FrozenView(nn.Module):
 
         For networks that have more to say than logits; ``arguments`` are the network's own.
         """
-        return cast_outputs(self.network(self._entered(images), **arguments), self.out_dtype)
+        # per-image arguments cannot follow a batch that is filled up for the compiled network
+        alone = any(isinstance(value, Tensor) for value in arguments.values())
+        return (self._outputs if alone else self._run_all)(images, **arguments)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the feature map ``(N, K, h, w)``."""
@@ -96,6 +100,9 @@ class FrozenView(nn.Module):
     def _entered(self, images: Tensor) -> Tensor:
         memory_format = torch.channels_last if images.dim() == 4 else torch.preserve_format
         return images.to(dtype=self.dtype, memory_format=memory_format)
+
+    def _outputs(self, images: Tensor, **arguments: Any) -> Any:
+        return cast_outputs(self.network(self._entered(images), **arguments), self.out_dtype)
 
     def _logits(self, images: Tensor) -> Tensor:
         if isinstance(self.network, Network):
@@ -117,9 +124,14 @@ class FrozenView(nn.Module):
 
 def cast_outputs(found: Any, dtype: torch.dtype) -> Any:
     """Return a tensor, or the tensors of a (named) tuple of any depth, in another precision."""
+    return _each(found, lambda tensor: tensor.to(dtype))
+
+
+def _each(found: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a tensor, or the tensors of a (named) tuple of any depth, changed."""
     if isinstance(found, Tensor):
-        return found.to(dtype)
-    parts = [cast_outputs(part, dtype) for part in found]
+        return change(found)
+    parts = [_each(part, change) for part in found]
     return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
 
 
@@ -133,18 +145,18 @@ def only_logits(found: object, count: int) -> Tensor:
     )
 
 
-def of_one_size(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+def of_one_size(run: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``run`` for batches filled up to the largest seen: a network is compiled anew for each size."""
     largest = 0
 
-    def call(images: Tensor) -> Any:
+    def call(images: Tensor, **arguments: Any) -> Any:
         nonlocal largest
         count = images.shape[0]
         largest = max(largest, count)
         if count == largest:
-            return run(images)
-        result = run(torch.cat([images, images.new_zeros((largest - count, *images.shape[1:]))]))
-        return result[:count] if isinstance(result, Tensor) else tuple(part[:count] for part in result)
+            return run(images, **arguments)
+        filled = torch.cat([images, images.new_zeros((largest - count, *images.shape[1:]))])
+        return _each(run(filled, **arguments), lambda tensor: tensor[:count])
 
     return call
 

@@ -1,0 +1,141 @@
+"""ANCRA's part of a session: its network, one phase, files under the published names, the final tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ancra.config import AncraConfig
+from ancra.methods import Ancra, NegativeChoice
+from ancra.networks import build_network
+from robust_core.data import DatasetInfo, dataset_info
+from robust_core.errors import UserError
+from robust_core.evaluation import Evaluation, protocol
+from robust_core.models import load_weights
+from robust_core.session import Session
+from robust_core.storage import write_tensors
+from robust_core.training import Phase, Rate
+
+__all__ = ["AncraPlan", "ancra_method"]
+
+PUBLISHED_STEP = 0.007
+BEST, NEWEST = "best_adv_model.pt", "model-wrn-last.pt"
+
+
+def ancra_method(config: AncraConfig, num_classes: int) -> Ancra:
+    """Return the configured method for data of so many classes."""
+    return Ancra(
+        name="ANCRA-" + config.method.upper()
+        if config.contrasted or config.attention != "none"
+        else config.method,
+        family=config.method,
+        num_classes=num_classes,
+        eps=config.epsilon,
+        step_size=config.step_size,
+        steps=config.num_steps,
+        beta=config.beta,
+        zeta=config.zeta if config.contrasted else 0.0,
+        alpha=config.alpha,
+        cr=config.cr_beta,
+        attack_cr=2.0 if config.attack_cr == "two" else config.cr_beta,
+        inner_loss=config.inner_loss,
+        attention_by=config.attention_by,
+        train_mode_attack=config.attack_mode == "train",
+        negatives=NegativeChoice(
+            config.strategy.removesuffix("_adv"),
+            config.strategy.endswith("_adv"),
+            config.sample_class_number,
+            config.sample_number,
+        ),
+        first_epoch=config.restart_epoch,
+    )
+
+
+class AncraPlan:
+    """What ANCRA adds to a session."""
+
+    def phases(self, config: AncraConfig, epoch_steps: int) -> list[Phase]:
+        """Return the one phase: the epochs from ``--restart_epoch`` to ``--epochs``."""
+        done = config.restart_epoch - 1
+        rate = Rate("step", config.lr, config.epochs_of_the_rate, epoch_offset=done)
+        method = ancra_method(config, dataset_info(config.data).num_classes)
+        return [Phase("main", method, (config.epochs - done) * epoch_steps, rate)]
+
+    def network(self, config: AncraConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
+        """Return the network with the configured attention, and with ``--restart_epoch`` its weights.
+
+        Raises:
+            UserError: if these are not there, or of another network.
+        """
+        network = build_network(
+            config.model,
+            info.num_classes,
+            attention=config.attention,
+            image_size=info.size,
+            mean=info.mean if config.normalize else None,
+            std=info.std if config.normalize else None,
+            seed=config.seed,
+        )
+        if config.restart_epoch > 1 and fresh:
+            check_attention(Path(config.ckpt_url), config.attention)
+            load_weights(network, config.ckpt_url)
+        return network
+
+    def export(self, config: AncraConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
+        """Return what writes state dicts: the newest after each epoch, a numbered one at multiples."""
+
+        def write(phase: Phase, epoch: int, model: nn.Module) -> None:
+            del phase
+            number = config.restart_epoch - 1 + epoch
+            write_tensors(folder / NEWEST, model.state_dict())
+            if number % config.save_freq == 0:
+                write_tensors(folder / f"model-{number}.pt", model.state_dict())
+
+        return write
+
+    def conclude(self, session: Session[AncraConfig]) -> dict[str, Any]:
+        """Test natural images, PGD-20 and PGD-40 (step 0.007), write the chosen weights and the gallery."""
+        config = session.config
+        if config.selection == "best":
+            write_tensors(session.run.path / BEST, session.model.state_dict())
+        attacks = protocol("pgd", eps=config.test_epsilon, step_size=PUBLISHED_STEP)
+        evaluation = session.evaluate(attacks)
+        for line in published_lines(evaluation):
+            session.say(line)
+        session.save_gallery(attacks)
+        return {"method": config.method, "seed": config.seed, "summary": evaluation.summary()}
+
+
+def check_attention(weights: Path, attention: str) -> None:
+    """Refuse weights that the ``config.json`` beside them says to be of a network with another attention.
+
+    Names and shapes do not tell: those of WideResNet and PreActResNet are the same with and without.
+
+    Raises:
+        UserError: naming both.
+    """
+    try:
+        record = json.loads((weights.parent / "config.json").read_text(encoding="utf8"))
+        found = record["config"].get("attention", "none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if found != attention:
+        raise UserError(
+            f"{weights} is of a network with --attention {found}, this run has {attention}; give weights of the same "
+            "kind of network, or change --attention."
+        )
+
+
+def published_lines(evaluation: Evaluation) -> list[str]:
+    """Return natural and last-iterate accuracies as counts and percentages, as the official scripts print them."""
+    natural, total = evaluation.natural, len(evaluation.natural)
+    lines = [f"Test: Accuracy {int(natural.sum())}/{total} ({100 * natural.mean():.2f}%)"]
+    for name, right in evaluation.last.items():
+        lines.append(
+            f"Test: {name.upper()} Accuracy_adv {int(right.sum())}/{total} ({100 * right.mean():.2f}%)"
+        )
+    return lines

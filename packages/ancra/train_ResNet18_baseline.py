@@ -1,0 +1,8 @@
+"""Train as the published script of this name; see --help."""
+
+import sys
+
+from ancra.cli import train_resnet18_baseline
+
+if __name__ == "__main__":
+    sys.exit(train_resnet18_baseline())

@@ -8,11 +8,12 @@ import pytest
 import torch
 from runs import Killed, StopAt, constant, image_set, same, training, weights_of
 
+from ancra.attacks import AllLogits
 from ancra.methods import FAMILIES, Ancra, NegativeChoice
 from ancra.negatives import STRATEGIES
 from ancra.networks import build_network
 from robust_core.models import FrozenView
-from robust_core.training import Hooks, LoopSettings, Phase
+from robust_core.training import Hooks, LoopSettings, Phase, Processes
 
 QUICK = {"steps": 2, "step_size": 4 / 255}
 
@@ -160,3 +161,31 @@ def test_beta_and_zeta_weigh_the_terms(first_step):
 def test_only_the_published_baseline_moves_statistics_in_its_attack(first_step, train_mode, moved):
     _, model, _, _ = first_step(method(zeta=0.0, train_mode_attack=train_mode), attention="none")
     assert int(model.bn1.num_batches_tracked) == moved
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_choose_from_the_global_batch_as_one_does(first_step, monkeypatch, strategy):
+    subject = method(negatives=NegativeChoice(strategy, attacked=False, classes=2))
+    _, _, batch, context = first_step(subject)
+    context = replace(context, epoch=10)
+    whole, others, labels = subject._negatives(batch, context)
+    logits = AllLogits(context.view)(batch.images)[:, 0]
+    for rank, (low, high) in enumerate(((0, 7), (7, len(batch)))):
+        piece = replace(batch, images=batch.images[low:high], labels=batch.labels[low:high])
+
+        def gathered(rows, _, piece=piece):
+            if rows is piece.images:
+                return batch.images
+            if rows is piece.labels:
+                return batch.labels
+            if rows.dim() == 2:
+                torch.testing.assert_close(rows, logits[low:high], rtol=1e-3, atol=1e-5)  # noqa: B023
+                return logits
+            return (torch.arange(len(batch)) >= 7).long()
+
+        monkeypatch.setattr("ancra.methods.gather_rows", gathered)
+        there = replace(context, processes=Processes(rank, 2), rows=(low, high))
+        chosen, images, classes = subject._negatives(piece, there)
+        assert torch.equal(chosen.indices, whole.indices[low:high])
+        assert torch.equal(images, others[2 * low : 2 * high])
+        assert torch.equal(classes, labels[2 * low : 2 * high])

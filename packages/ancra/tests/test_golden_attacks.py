@@ -35,9 +35,8 @@ class Unfolded(FrozenView):
         return self.network(images)
 
 
-@functools.cache
 def case(name, suffix):
-    """Return a function from steps to images, and how many images there are."""
+    """Return a function from steps to images."""
     size = 64 if name == "attack_tiny_u_pgd" else 32
     given = inputs(suffix, size=size)
     count = 2 if name in ("attack_tiny_u_pgd", "attack_wrn_u_pgd") else 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import golden
 import numpy as np
 import pytest
@@ -49,7 +47,6 @@ def adversarial_images(name, suffix, count):
     return found
 
 
-@functools.cache
 def training_step(name, suffix, alpha=1.0):
     """Return the model after the step's backward pass, the terms, the loss and the three batches."""
     arrays = golden.load("ancra", FILES[name])

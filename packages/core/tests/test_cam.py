@@ -279,7 +279,7 @@ def test_what_is_no_batch_of_maps_is_refused(maps: object, message: str) -> None
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # networks are large
 def golden_view(name: str, suffix: str) -> tuple[FrozenView, Tensor, Tensor]:
     view = FrozenView(golden.recipe_model(name, DTYPES[suffix]))
     images = torch.from_numpy(golden.load("part", "inputs.npz")["x"]).to(DTYPES[suffix])

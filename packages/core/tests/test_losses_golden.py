@@ -57,7 +57,7 @@ def iterates(name, suffix, steps):
     return seen[-steps:]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # networks are large
 def training_step(name, suffix):
     """Terms, gradients and batch-norm statistics of one training step in the published order of forwards."""
     images, labels = images_and_labels(suffix)

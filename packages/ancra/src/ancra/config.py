@@ -11,7 +11,7 @@ from ancra.attacks import INNER_LOSSES
 from ancra.attention import ATTENTIONS
 from ancra.methods import FAMILIES, MILESTONES
 from ancra.negatives import STRATEGIES
-from robust_core.config import RunConfig, option
+from robust_core.config import RunConfig, expect, option
 from robust_core.data import DatasetInfo, list_datasets
 from robust_core.errors import UserError, unknown_name
 
@@ -156,12 +156,12 @@ class AncraConfig(RunConfig):
         _ = self.epochs_of_the_rate
         for name in ("beta", "zeta", "cr_beta"):
             value = getattr(self, name)
-            _expect(0.0 <= value < float("inf"), name, value, "a number of 0 or more")
-        _expect(0.0 < self.test_epsilon <= 1.0, "test_epsilon", self.test_epsilon, "e.g. 8/255")
-        _expect(0.0 <= self.alpha <= 1.0, "alpha", self.alpha, "a number in [0, 1]")
+            expect(0.0 <= value < float("inf"), name, value, "a number of 0 or more")
+        expect(0.0 < self.test_epsilon <= 1.0, "test_epsilon", self.test_epsilon, "e.g. 8/255")
+        expect(0.0 <= self.alpha <= 1.0, "alpha", self.alpha, "a number in [0, 1]")
         for name in ("sample_class_number", "sample_number", "save_freq", "test_batch_size", "restart_epoch"):
-            _expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _expect(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+            expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        expect(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         if self.restart_epoch > self.epochs:
             raise UserError(
                 f"--restart-epoch {self.restart_epoch} lies behind the last epoch, --epochs {self.epochs}."
@@ -190,11 +190,6 @@ class AncraConfig(RunConfig):
                 f"--sample-class-number {self.sample_class_number} is more than the {info.num_classes - 1} other "
                 f"classes of {info.name}; lower it."
             )
-
-
-def _expect(good: bool, name: str, value: object, expected: str) -> None:
-    if not good:
-        raise UserError(f"--{name.replace('_', '-')} {value} is not possible; expected {expected}.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ CR, BETA, ZETA = 2.0, 6.0, 3.0
 EPS, STEP = 8 / 255, 0.007
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # a WideResNet in float64 takes 0.4 GB
 def _model(name: str, suffix: str) -> Network:
     entry = golden.load_json("ancra", "models.json")[name]
     base = name.removesuffix("_ra")

@@ -10,7 +10,7 @@ from robust_core.data import DatasetInfo
 from robust_core.errors import RESTORE_OR_ANEW, UserError
 from robust_core.models import check_model_name
 
-__all__ = ["RunConfig", "config_from_dict", "option", "option_names"]
+__all__ = ["RunConfig", "config_from_dict", "expect", "option", "option_names"]
 
 
 def option(
@@ -105,7 +105,7 @@ class RunConfig:
         """
         check_model_name(self.model)
         for name in ("batch_size", "accumulate", "log_interval"):
-            _expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
             "train_subset",
             "validation",
@@ -116,20 +116,20 @@ class RunConfig:
             "threads",
             "epochs",
         ):
-            _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("seed", "subset_seed"):
-            _expect(0 <= getattr(self, name) < 2**63, name, getattr(self, name), "0 to 2^63 - 1")
+            expect(0 <= getattr(self, name) < 2**63, name, getattr(self, name), "0 to 2^63 - 1")
         # OpenMP itself crashes on absurd numbers
-        _expect(self.threads <= 1024, "threads", self.threads, "at most 1024")
+        expect(self.threads <= 1024, "threads", self.threads, "at most 1024")
         for name in ("epsilon", "step_size"):
             value = getattr(self, name)
             shown = f"{value:g} ({value * 255:g}/255)"
-            _expect(0.0 <= value <= 1.0, name, shown, "between 0 and 1, in pixels of [0, 1], e.g. 8/255")
+            expect(0.0 <= value <= 1.0, name, shown, "between 0 and 1, in pixels of [0, 1], e.g. 8/255")
         for name in ("lr", "weight_decay"):
             value = getattr(self, name)
-            _expect(0.0 <= value < float("inf"), name, value, "a number of 0 or more")
-        _expect(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "a number in [0, 1)")
-        _expect(0.0 <= self.ema < 1.0, "ema", self.ema, "a number in [0, 1)")
+            expect(0.0 <= value < float("inf"), name, value, "a number of 0 or more")
+        expect(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "a number in [0, 1)")
+        expect(0.0 <= self.ema < 1.0, "ema", self.ema, "a number in [0, 1)")
         if self.nesterov and self.momentum == 0.0:
             raise UserError("--nesterov needs --momentum above 0.")
         if self.selection == "best" and self.validation == 0 and not self.selects_on_test:
@@ -144,7 +144,8 @@ class RunConfig:
         del info
 
 
-def _expect(good: bool, name: str, value: object, expected: str) -> None:
+def expect(good: bool, name: str, value: object, expected: str) -> None:
+    """Raise ``UserError`` about a setting unless it is ``good``, naming its flag, value and what is expected."""
     if not good:
         raise UserError(f"--{name.replace('_', '-')} {value} is not possible; expected {expected}.")
 

@@ -89,7 +89,7 @@ def recipe_state_dict(entry: dict[str, Any], dtype: torch.dtype = torch.float32)
     return state
 
 
-@functools.cache
+@functools.lru_cache(maxsize=3)  # networks are large
 def _cached_model(name: str, paper: str, dtype: torch.dtype) -> torch.nn.Module:
     from robust_core.models import build_model, load_state
 

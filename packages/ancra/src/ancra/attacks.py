@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ancra.attention import attends, stacked
+from ancra.attention import attends, stacked, unstacked, with_auxiliary
 from robust_core.attacks.engine import ascend
-from robust_core.attacks.objectives import Negated, Objective
+from robust_core.attacks.objectives import Negated, Objective, cross_entropy
 from robust_core.errors import unknown_name
 from robust_core.losses import kl_divergence
 from robust_core.models import FrozenView
@@ -45,31 +43,22 @@ class AllLogits:
         return stacked(self.view.call(images, auxiliary=True))
 
 
-def _weighted(values: Sequence[Tensor], cr: float) -> Tensor:
-    """Return the first value plus ``cr`` times the mean of the others."""
-    if len(values) == 1 or cr == 0.0:
-        return values[0]
-    return values[0] + cr * torch.stack(list(values[1:])).mean(dim=0)
-
-
 def combined_cross_entropy(cr: float) -> Objective:
     """Return ``CE(f, y) + cr * mean over blocks of CE(a_j, y)`` of each image, from all its logits."""
 
     def objective(logits: Tensor, labels: Tensor) -> Tensor:
-        values = [F.cross_entropy(part, labels, reduction="none") for part in logits.unbind(dim=1)]
-        return _weighted(values, cr)
+        return with_auxiliary(lambda part: cross_entropy(part, labels), unstacked(logits), cr=cr)
 
     return objective
 
 
 def combined_kl_to(natural_logits: Tensor, cr: float) -> Objective:
     """Return ``KL(p_f(x) || p_f) + cr * mean over blocks of the same``, from all natural logits."""
-    reference = natural_logits.detach().unbind(dim=1)
+    reference = unstacked(natural_logits.detach())
 
     def objective(logits: Tensor, labels: Tensor) -> Tensor:
         del labels
-        parts = logits.unbind(dim=1)
-        return _weighted([kl_divergence(p, q) for p, q in zip(reference, parts, strict=True)], cr)
+        return with_auxiliary(kl_divergence, reference, unstacked(logits), cr=cr)
 
     return objective
 

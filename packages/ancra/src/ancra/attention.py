@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from robust_core.models import Network, PooledHead
 
-__all__ = ["ATTENTIONS", "Choice", "Outputs", "ReverseAttention", "attends", "stacked", "weigh"]
+__all__ = [
+    "ATTENTIONS",
+    "Choice",
+    "Outputs",
+    "ReverseAttention",
+    "attends",
+    "stacked",
+    "unstacked",
+    "weigh",
+    "with_auxiliary",
+]
 
 ATTENTIONS = ("reverse", "ones", "own")
 """``reverse``: the network's classifier; ``ones``: no weighting, auxiliary logits alone (deep supervision);
@@ -36,6 +46,25 @@ def attends(network: object) -> bool:
 def stacked(outputs: Outputs) -> Tensor:
     """Return ``(N, 1 + blocks, K)``, the final logits first: one tensor, as attacks take it."""
     return torch.stack([outputs.logits, *outputs.auxiliary], dim=1)
+
+
+def unstacked(logits: Tensor) -> Outputs:
+    """Return the outputs that :func:`stacked` made one tensor of."""
+    final, *auxiliary = logits.unbind(dim=1)
+    return Outputs(final, tuple(auxiliary))
+
+
+def with_auxiliary(loss: Callable[..., Tensor], *outputs: Outputs, cr: float) -> Tensor:
+    """Return ``loss`` of the final logits plus ``cr`` times its mean over the blocks (the paper's "+" losses).
+
+    ``loss`` takes one tensor of logits ``(N, K)`` per given pass and gives a scalar or one value per image.
+    Without blocks only the first part is left.
+    """
+    total = loss(*(output.logits for output in outputs))
+    if cr == 0.0 or not outputs[0].auxiliary:
+        return total
+    blocks = zip(*(output.auxiliary for output in outputs), strict=True)
+    return total + cr * torch.stack([loss(*logits) for logits in blocks]).mean(dim=0)
 
 
 def weigh(features: Tensor, rows: Tensor) -> Tensor:

@@ -1,35 +1,19 @@
 """What ANCRA's outputs cost: each loss on the final logits and, weighted, on the blocks' auxiliary ones.
 
-A loss here is a function of logits; :func:`with_auxiliary` applies it to all outputs of one or several passes.
 All are scalars, means over the batch, and run no attack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ancra.attention import Outputs
+from ancra.attention import Outputs, with_auxiliary
 from ancra.contrast import asymmetric_contrast
 from ancra.negatives import Negatives
 from robust_core.losses import kl_divergence, mart_terms
 
-__all__ = ["exclusion", "mart_terms_of", "natural_and_robust", "pgd_term", "with_auxiliary"]
-
-
-def with_auxiliary(loss: Callable[..., Tensor], *outputs: Outputs, cr: float) -> Tensor:
-    """Return ``loss`` of the final logits plus ``cr`` times its mean over the blocks (the paper's "+" losses).
-
-    ``loss`` takes one tensor of logits ``(N, K)`` per given pass. Without blocks only the first part is left.
-    """
-    total = loss(*(output.logits for output in outputs))
-    if cr == 0.0 or not outputs[0].auxiliary:
-        return total
-    blocks = zip(*(output.auxiliary for output in outputs), strict=True)
-    return total + cr * torch.stack([loss(*logits) for logits in blocks]).mean(dim=0)
+__all__ = ["exclusion", "mart_terms_of", "natural_and_robust", "pgd_term"]
 
 
 def natural_and_robust(

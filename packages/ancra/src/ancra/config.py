@@ -257,7 +257,7 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
             result[name] = str(Path(result[name]).expanduser().absolute())
     if "data" in result:
         name = str(result["data"]).lower().replace("-", "").replace("_", "")
-        known = {core.replace("-", ""): core for core in list_datasets()} | {"cifar": "cifar10"}
+        known = {core.replace("-", ""): core for core in list_datasets()}
         if name not in known:
             raise unknown_name("dataset", str(result["data"]), list_datasets())
         result["data"] = known[name]

@@ -84,7 +84,12 @@ def test_resumed_equals_uninterrupted(tmp_path, family, attention, changes):
 
 @pytest.mark.parametrize("attention", ["reverse", "none", "ones", "own"])
 def test_bf16_attacks_train(tmp_path, attention):
-    run(tmp_path / "run", method, attention=attention, precision="bfloat16").fit()
+    trained = run(tmp_path / "run", method, attention=attention, precision="bfloat16")
+    before = weights_of(trained)
+    trained.fit()
+    after = weights_of(trained)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert not same(before, after)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

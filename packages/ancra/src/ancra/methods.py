@@ -122,14 +122,15 @@ class Ancra:
 
     def _attack(self, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
         start = batch.images + _NOISE * context.normal("start", batch.images)
-        settings = {"eps": self.eps, "step_size": self.step_size, "steps": self.steps}
         if self.train_mode_attack:
             return published_train_mode_pgd(
                 model,
                 batch.images,
                 batch.labels,
                 start=start,
-                **settings,  # type: ignore[arg-type]
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=self.steps,
             )
         with torch.no_grad():
             return untargeted_pgd(
@@ -137,9 +138,11 @@ class Ancra:
                 batch.images,
                 batch.labels,
                 start=start,
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=self.steps,
                 cr=self.attack_cr,
                 inner_loss=self.inner_loss,
-                **settings,  # type: ignore[arg-type]
             )
 
     def _negatives(self, batch: Batch, context: StepContext) -> tuple[Negatives, Tensor, Tensor]:

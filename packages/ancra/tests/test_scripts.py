@@ -51,6 +51,8 @@ def test_every_other_script_trains(in_process, folders, main, words, attention):
     assert done.code == 0, done.err
     stored = json.loads(Path("run/config.json").read_text())["config"]
     assert stored["attention"] == attention
+    method = json.loads(Path("run/finished.json").read_text())["method"]
+    assert method.startswith("ANCRA-") == (attention != "none")
     build = build_network if attention != "none" else build_model
     options = {"attention": attention} if attention != "none" else {}
     load_weights(build(stored["model"], 10, **options), Path("run/model-1.pt"))

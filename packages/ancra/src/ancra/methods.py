@@ -103,7 +103,10 @@ class Ancra:
         if others is not None and other_labels is not None:
             negative_outputs = self._outputs(model, others, other_labels, context)
         passes = _Passes(natural_outputs, attacked_outputs, negative_outputs)
-        return self._cost(passes, chosen, batch.labels)
+        # what the true label's own row makes of an image says little about what the network alone would say
+        weighted = attends(model) and model.attention != "ones"
+        told = "_given_label" if weighted and self.attention_by == "label" else ""
+        return self._cost(passes, chosen, batch.labels, told)
 
     def _natural(self, model: nn.Module, batch: Batch, context: StepContext) -> Outputs | None:
         """Return the natural pass: none where no term uses it, without gradient where none flows back."""
@@ -194,9 +197,9 @@ class Ancra:
         like = batch.images.new_empty((len(batch), repeats, *batch.images.shape[1:]))
         return _NOISE * context.normal("negative start", like).flatten(0, 1)
 
-    def _cost(self, passes: _Passes, chosen: Negatives | None, labels: Tensor) -> StepResult:
+    def _cost(self, passes: _Passes, chosen: Negatives | None, labels: Tensor, told: str) -> StepResult:
         natural, adversarial, negative = passes
-        figures = _figures(passes, labels)
+        figures = _figures(passes, labels, told)
         if self.family == "pgd" or natural is None:
             loss = pgd_term(adversarial, labels, cr=self.cr)
         else:
@@ -243,13 +246,15 @@ def _root_mean_square(differences: Tensor) -> Tensor:
     return differences.square().sum(dim=1).mean().sqrt()
 
 
-def _figures(passes: _Passes, labels: Tensor) -> dict[str, Tensor]:
-    """Return what is logged of the training passes that are made anyway."""
+def _figures(passes: _Passes, labels: Tensor, told: str) -> dict[str, Tensor]:
+    """Return what is logged of the training passes that are made anyway; ``told`` ends the accuracies' names."""
     natural, adversarial = passes.natural, passes.adversarial
-    figures = {"adversarial_accuracy": (adversarial.logits.detach().argmax(dim=1) == labels).float().mean()}
+    figures = {
+        f"adversarial_accuracy{told}": (adversarial.logits.detach().argmax(dim=1) == labels).float().mean()
+    }
     if natural is None:
         return figures
-    figures["natural_accuracy"] = (natural.logits.detach().argmax(dim=1) == labels).float().mean()
+    figures[f"natural_accuracy{told}"] = (natural.logits.detach().argmax(dim=1) == labels).float().mean()
     figures["ap_l2"] = _root_mean_square(natural.logits.detach() - adversarial.logits.detach())
     if natural.auxiliary:
         chosen = torch.stack(

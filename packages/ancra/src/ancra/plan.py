@@ -31,7 +31,7 @@ def ancra_method(config: AncraConfig, num_classes: int) -> Ancra:
     return Ancra(
         name="ANCRA-" + config.method.upper()
         if config.contrasted or config.attention != "none"
-        else config.method,
+        else config.method.upper(),
         family=config.method,
         num_classes=num_classes,
         eps=config.epsilon,
@@ -107,7 +107,8 @@ class AncraPlan:
         for line in published_lines(evaluation):
             session.say(line)
         session.save_gallery(attacks)
-        return {"method": config.method, "seed": config.seed, "summary": evaluation.summary()}
+        method = ancra_method(config, session.train_set.info.num_classes).name
+        return {"method": method, "seed": config.seed, "summary": evaluation.summary()}
 
 
 def check_attention(weights: Path, attention: str) -> None:

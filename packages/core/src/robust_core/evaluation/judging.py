@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,20 +14,34 @@ __all__ = ["CountingNetwork", "Judge", "check_model", "model_place"]
 
 
 class CountingNetwork:
-    """A network that counts the images that go through it forward and backward; what attacks are given."""
+    """A network that counts the images that go through it forward and backward; what attacks are given.
+
+    ``view`` is the network itself (as a rule a frozen view), by which attacks know the layout it computes in.
+    """
 
     def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
-        self.network = network
+        self.view = network
         self.forward_passes = 0
         self.backward_passes = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the network's logits ``(N, K)``."""
-        logits = self.network(images)
+        return cast(Tensor, self.passing(self.view, images))
+
+    def passing(self, network: Callable[..., Any], images: Tensor, **arguments: Any) -> Any:
+        """Return what any ``network`` makes of the images, counted as one pass of each.
+
+        For members that ask for more than logits, or attack another network. The backward pass is counted at the
+        first tensor of what is returned.
+        """
+        found = network(images, **arguments)
         self.forward_passes += len(images)
-        if logits.requires_grad:
-            logits.register_hook(self._count_backward)
-        return logits
+        first = found
+        while not isinstance(first, Tensor):
+            first = first[0]
+        if first.requires_grad:
+            first.register_hook(self._count_backward)
+        return found
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward_passes += len(gradient)
@@ -72,6 +86,10 @@ class Judge:
         if len(standing):
             rows = rows[standing]
             self.right[rows] = self.correct(iterate[standing], self.labels[rows])
+
+    def standing(self, rows: Tensor) -> Tensor:
+        """Return which images at ``rows`` ``(m,)`` no observed iterate has broken, bool ``(m,)``."""
+        return self.right[rows]
 
     def verdict(self, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Judge what the attack returned: bool ``(n,)`` right there, and right at every iterate."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robust_core import attacks
 from robust_core.attacks.autoattack import AUTOATTACK_REMEDY
+from robust_core.evaluation.judging import CountingNetwork
 from robust_core.randomness import generator_for
 
 __all__ = ["RUNNERS", "AttackCall", "MemberUnavailable", "Runner"]
@@ -25,10 +26,11 @@ class AttackCall:
     """One batch for one member: what a runner needs to return adversarial images.
 
     ``network`` is the (counting) frozen view, ``images`` ``(n, C, H, W)`` in [0, 1], ``indices`` the images'
-    positions in the full split. Every iterate goes to ``observe(iterate, rows)``; ``flag`` takes warnings.
+    positions in the full split. Every iterate goes to ``observe(iterate, rows)``, after which ``standing(rows)``
+    says which of these images are unbroken; ``flag`` takes warnings.
     """
 
-    network: Callable[[Tensor], Tensor]
+    network: CountingNetwork
     images: Tensor
     labels: Tensor
     settings: dict[str, Any]
@@ -36,6 +38,7 @@ class AttackCall:
     seed: int
     indices: Sequence[int]
     observe: Callable[[Tensor, Tensor], None]
+    standing: Callable[[Tensor], Tensor]
     flag: Callable[[str], None]
 
     def generator(self) -> torch.Generator:

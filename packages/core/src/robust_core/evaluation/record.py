@@ -60,7 +60,8 @@ class Evaluation:
     ``natural``: right at zero perturbation. ``last[member]``: right at the member's last iterate (published).
     ``robust[member]``: right at zero perturbation and at every iterate of the member. Both are
     meaningful where ``attacked[member]``; members that did not run have no arrays. ``indices``: positions in
-    the full split. ``seconds`` and the passes in ``runs`` are cost, everything else is a function of the
+    the full split. ``cascade``: members attacked only what the members before them left standing. ``seconds`` and
+    the passes in ``runs`` are cost, everything else is a function of the
     model, the data and the seed.
     """
 
@@ -81,6 +82,7 @@ class Evaluation:
     device: str = "cpu"
     batch_size: int = 0
     seconds: float = 0.0
+    cascade: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Return accuracies, intervals, worst class and group, and cost (see ``summarize``)."""
@@ -141,6 +143,7 @@ class Evaluation:
             "device": self.device,
             "batch_size": self.batch_size,
             "seconds": self.seconds,
+            "cascade": self.cascade,
             "summary": self.summary(),
         }
         # The manifest comes last: a record without it is recognisably unfinished.
@@ -210,4 +213,5 @@ def _from_record(record: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Eva
         device=record["device"],
         batch_size=record["batch_size"],
         seconds=record["seconds"],
+        cascade=record.get("cascade", False),
     )

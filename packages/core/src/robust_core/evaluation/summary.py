@@ -28,10 +28,11 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """Return every figure of an evaluation as JSON values; accuracies are shares in [0, 1].
 
     Keys: ``images``, ``natural_accuracy``, ``robust_accuracy`` (worst case over every iterate of all members
-    that ran; None without one) and their ``_interval`` (95% Wilson), ``complete`` (all members ran on all
-    images), ``members`` (per member: ``last_accuracy``, ``robust_accuracy``, intervals, ``only_this_breaks``,
-    passes per image, seconds, settings), ``classes`` and ``groups`` (per class and group), ``worst_class``
-    and ``worst_group`` (name, accuracy and bootstrap interval, natural and robust), ``precision``, ``note``.
+    that ran; None without one) and their ``_interval`` (95% Wilson), ``complete`` (all members ran, on all images
+    or, in a ``cascade``, on all that stood before them), ``members`` (per member: ``last_accuracy``,
+    ``robust_accuracy``, intervals, ``breaks``, ``only_this_breaks``, passes per image, seconds, settings),
+    ``classes`` and ``groups`` (per class and group), ``worst_class`` and ``worst_group`` (name, accuracy and
+    bootstrap interval, natural and robust), ``precision``, ``note``.
     """
     robust = evaluation.worst_case() if evaluation.robust else None
     count = len(evaluation.labels)
@@ -46,7 +47,8 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         "images": count,
         **_accuracy("natural", evaluation.natural),
         **_accuracy("robust", robust),
-        "complete": all(run.ran and run.images == count for run in evaluation.runs.values()),
+        "complete": _complete(evaluation),
+        "cascade": evaluation.cascade,
         "members": members,
         "classes": classes,
         "worst_class": _worst(classes, evaluation.labels, evaluation.natural, robust, evaluation.seed),
@@ -60,6 +62,22 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         "seed": evaluation.seed,
         "note": INTERVAL_NOTE,
     }
+
+
+def _complete(evaluation: Evaluation) -> bool:
+    """Whether every member attacked all that it could break."""
+    standing = np.ones_like(evaluation.natural) if not evaluation.cascade else evaluation.natural.copy()
+    for member in evaluation.protocol.members:
+        if not evaluation.runs[member.name].ran:
+            return False
+        attacked = evaluation.attacked[member.name]
+        # in a cascade a member that is meant for the first so many images has done its part with these
+        meant = (member.images or len(attacked)) if evaluation.cascade else len(attacked)
+        if not attacked[:meant][standing[:meant]].all():
+            return False
+        if evaluation.cascade:
+            standing &= evaluation.robust[member.name] | ~attacked
+    return True
 
 
 def _numbered(values: Ints) -> tuple[str, ...]:
@@ -99,9 +117,10 @@ def _member(evaluation: Evaluation, name: str) -> dict[str, Any]:
         **_accuracy("last", evaluation.last[name][attacked]),
         **_accuracy("robust", evaluation.robust[name][attacked]),
         "only_this_breaks": int((broken & others).sum()),
-        "forward_per_image": run.forward / run.images,
-        "backward_per_image": run.backward / run.images,
-        "judging_per_image": run.judging / run.images,
+        "breaks": int((broken & evaluation.natural).sum()),
+        "forward_per_image": run.forward / max(run.images, 1),
+        "backward_per_image": run.backward / max(run.images, 1),
+        "judging_per_image": run.judging / max(run.images, 1),
         "seconds": run.seconds,
     }
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ancra.cli import PUBLISHED_FLAGS, training_script
-from ancra.config import ALL_STRATEGIES, SCRIPTS, AncraConfig
+from ancra.config import ALL_STRATEGIES, AncraConfig
 from ancra.plan import AncraPlan
+from ancra.scripts import SCRIPTS
 from robust_core.data import dataset_info
 from robust_core.errors import UserError
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ancra.config import SCRIPTS, AncraConfig, canonical, resolve
+from ancra.config import AncraConfig
 from ancra.plan import AncraPlan
+from ancra.scripts import SCRIPTS, canonical, resolve
 from robust_core.script import TrainingScript
 
 __all__ = [

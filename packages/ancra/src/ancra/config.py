@@ -1,21 +1,18 @@
-"""ANCRA's settings: the published flags with their defaults, ours besides, and scales."""
+"""ANCRA's settings: the published flags with their defaults, and ours besides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from ancra.attacks import INNER_LOSSES
 from ancra.attention import ATTENTIONS
 from ancra.methods import FAMILIES, MILESTONES
 from ancra.negatives import STRATEGIES
 from robust_core.config import RunConfig, expect, option
-from robust_core.data import DatasetInfo, list_datasets
-from robust_core.errors import UserError, unknown_name
+from robust_core.data import DatasetInfo
+from robust_core.errors import UserError
 
-__all__ = ["SCRIPTS", "AncraConfig", "Script", "canonical", "resolve"]
+__all__ = ["AncraConfig"]
 
 ALL_STRATEGIES = (*STRATEGIES, *(f"{name}_adv" for name in STRATEGIES))
 
@@ -110,12 +107,27 @@ class AncraConfig(RunConfig):
         "epochs from which the rate is a tenth, a hundredth, ...",
         group="training",
     )
+    warm_up_steps: int = option(
+        0, "steps of AT under a rising budget before the method (small networks need it)", group="training"
+    )
+    main_steps: int = option(0, "steps of the method (0: --epochs sets them)", group="training")
+    schedule: str = option(
+        "step",
+        "learning rate: lower at the milestones, or falling to 0 over --main-steps",
+        choices=("step", "linear"),
+        group="training",
+    )
     save_freq: int = option(10, "epochs between state dicts under the published names", flags=("-s",))
     test_epsilon: float = option(
         8 / 255, "budget of the final tests (published: fixed)", kind="fraction", group="evaluation"
     )
     test_batch_size: int = option(100, "images per batch of evaluations", group="evaluation")
-    scale: str = option("paper", "defaults for a machine", choices=("reduced", "paper"), group="evaluation")
+    aa_images: int = option(
+        0, "AutoAttack at the end on the first N test images (0: none)", group="evaluation"
+    )
+    scale: str = option(
+        "paper", "defaults for a machine", choices=("smoke", "demo", "reduced", "paper"), group="evaluation"
+    )
 
     @property
     def evaluation_batch_size(self) -> int:
@@ -161,6 +173,8 @@ class AncraConfig(RunConfig):
         expect(0.0 <= self.alpha <= 1.0, "alpha", self.alpha, "a number in [0, 1]")
         for name in ("sample_class_number", "sample_number", "save_freq", "test_batch_size", "restart_epoch"):
             expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("warm_up_steps", "main_steps", "aa_images"):
+            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         expect(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         if self.restart_epoch > self.epochs:
             raise UserError(
@@ -190,148 +204,3 @@ class AncraConfig(RunConfig):
                 f"--sample-class-number {self.sample_class_number} is more than the {info.num_classes - 1} other "
                 f"classes of {info.name}; lower it."
             )
-
-
-@dataclass(frozen=True)
-class Script:
-    """One of the six published scripts: what it trains unless flags say otherwise."""
-
-    name: str
-    defaults: Mapping[str, Any]
-
-
-_TINY = {"data": "tiny-imagenet", "model": "preactresnet18", "lr": 0.1, "weight_decay": 5e-4}
-_PLAIN = {"attention": "none", "contrast": False}
-
-SCRIPTS = {
-    script.name: script
-    for script in (
-        Script("train_CIFAR10_ResNet", {"model": "resnet18", "ckpt_url": "72/model-wrn-last.pt"}),
-        Script(
-            "train_CIFAR10_WideResNet",
-            {
-                "model": "wrn-34-10",
-                "model_dir": "./model/ANCRA-WideResNet34-TRADES",
-                "ckpt_url": "72/model-wrn-last.pt",
-            },
-        ),
-        Script(
-            "train_Tiny_ImageNet_PreActResNet",
-            {**_TINY, "model_dir": "./model/ANCRA-PreActResNet18-TRADES"},
-        ),
-        Script(
-            "train_ResNet18_baseline",
-            {**_PLAIN, "model": "resnet18", "model_dir": "./model/TRADES-ResNet18"},
-        ),
-        Script(
-            "train_WideResNet_baseline",
-            {**_PLAIN, "model": "wrn-34-10", "model_dir": "./model/TRADES-WideResNet"},
-        ),
-        Script("train_PreActResNet_baseline", {**_PLAIN, **_TINY, "model_dir": "./model/TRADES-PreAct"}),
-    )
-}
-
-REDUCED = {
-    "train_subset": 10_000,
-    "validation": 1000,
-    "epochs": 12,
-    "milestones": "9,12",
-    "lr": 0.1,
-    "weight_decay": 5e-4,
-    "test_images": 1000,
-    "log_interval": 20,
-    "save_freq": 4,
-}
-NARROW = {"resnet18": "resnet18-w16", "wrn-34-10": "wrn-16-2", "preactresnet18": "preactresnet18-w16"}
-
-
-def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return given settings with a dataset's name as the core has it and an absolute ``data_dir``.
-
-    Raises:
-        UserError: for an unknown dataset.
-    """
-    result = dict(given)
-    for name in ("data_dir", "ckpt_url"):  # so that --resume finds them from any folder
-        if name in result:
-            result[name] = str(Path(result[name]).expanduser().absolute())
-    if "data" in result:
-        name = str(result["data"]).lower().replace("-", "").replace("_", "")
-        known = {core.replace("-", ""): core for core in list_datasets()}
-        if name not in known:
-            raise unknown_name("dataset", str(result["data"]), list_datasets())
-        result["data"] = known[name]
-    return result
-
-
-def resolve(script: Script, given: Mapping[str, Any]) -> tuple[AncraConfig, list[str]]:
-    """Return the configuration of a script's run for the settings that a user gave, and lines to print.
-
-    Raises:
-        UserError: for names that do not exist and settings that cannot work.
-    """
-    given = canonical(given)
-    values: dict[str, Any] = {"data_dir": str(Path("data").absolute()), **script.defaults}
-    plain = str(given.get("attention", values.get("attention", "reverse"))) == "none"
-    if given.get("official", False):
-        values.update(attack_cr="two", select_on="test")
-        if plain:
-            values["attack_mode"] = "train"
-    if given.get("scale", "paper") == "reduced":
-        values.update(REDUCED, model=NARROW.get(str(values["model"]), values["model"]))
-    if {**values, **given}.get("select_on") == "test":
-        values["validation"] = 0  # nothing needs images that are kept apart
-    config = AncraConfig(**{**values, **given})
-    config = replace(config, run_dir=run_directory(config, script))
-    config.validate()
-    if config.restart_epoch > 1 and not Path(config.ckpt_url).is_file():
-        raise UserError(
-            f"--restart-epoch {config.restart_epoch} begins with the weights of --ckpt-url, but '{config.ckpt_url}' "
-            "is no file; name a state dict."
-        )
-    return config, idle_settings(config, given)
-
-
-def run_directory(config: AncraConfig, script: Script) -> str:
-    """Return the run's directory: the given one, or the published name behind ``--model-dir``.
-
-    What else makes it another run than the script's own (method, attention, inner loss) is added to the name.
-    """
-    if config.run_dir is not None:
-        return config.run_dir
-    usual = {"method": "trades", "attention": "reverse", "inner_loss": "ce", **script.defaults}
-    extra = "".join(
-        f"-{name.replace('_', '-')}-{getattr(config, name)}"
-        for name in ("method", "attention", "inner_loss")
-        if getattr(config, name) != usual[name]
-    )
-    return (
-        f"{config.model_dir}-strategy-{config.strategy}-alpha-{config.alpha}-beta-{config.beta}"
-        f"-zeta-{config.zeta}-seed-{config.seed}{extra}"
-    )
-
-
-def idle_settings(config: AncraConfig, given: Mapping[str, Any]) -> list[str]:
-    """Return one warning for each given setting that has no effect on this run."""
-    auxiliary = config.attention != "none"
-    no_contrast = "there is no contrast (--no-contrast, or --zeta 0); it only names the directory"
-    conditions = {
-        **dict.fromkeys(
-            ("alpha", "strategy", "sample_class_number", "sample_number"), (config.contrasted, no_contrast)
-        ),
-        "zeta": (config.contrast, no_contrast),
-        "beta": (config.method != "pgd", "--method pgd has no robust term"),
-        "cr_beta": (auxiliary, "a plain network has no auxiliary logits"),
-        "attention_by": (config.attention in ("reverse", "own"), "the features are not weighted"),
-        "ckpt_url": (config.restart_epoch > 1, "it is read with --restart-epoch above 1"),
-        "attack_cr": (auxiliary, "a plain network has no auxiliary logits"),
-        "inner_loss": (
-            config.attack_mode == "frozen",
-            "the published baselines' attack climbs cross-entropy",
-        ),
-    }
-    return [
-        f"warning: --{name.replace('_', '-')} has no effect here: {why}"
-        for name, (used, why) in conditions.items()
-        if name in given and not used
-    ]

@@ -28,10 +28,10 @@ BEST, NEWEST = "best_adv_model.pt", "model-wrn-last.pt"
 
 def ancra_method(config: AncraConfig, num_classes: int) -> Ancra:
     """Return the configured method for data of so many classes."""
+    published = config.contrasted or config.attention != "none"
+    family = {"pgd": "AT", "trades": "TRADES", "mart": "MART"}[config.method]
     return Ancra(
-        name="ANCRA-" + config.method.upper()
-        if config.contrasted or config.attention != "none"
-        else config.method.upper(),
+        name=f"ANCRA-{config.method.upper()}" if published else family,
         family=config.method,
         num_classes=num_classes,
         eps=config.epsilon,
@@ -55,15 +55,39 @@ def ancra_method(config: AncraConfig, num_classes: int) -> Ancra:
     )
 
 
+def warm_up_method(config: AncraConfig, num_classes: int) -> Ancra:
+    """Return AT under a rising budget, on final and auxiliary logits, whatever comes after it."""
+    return Ancra(
+        name="warm-up",
+        family="pgd",
+        num_classes=num_classes,
+        eps=config.epsilon,
+        step_size=config.step_size,
+        steps=config.num_steps,
+        zeta=0.0,
+        cr=config.cr_beta,
+        attack_cr=config.cr_beta,
+        attention_by=config.attention_by,
+        ramp=True,
+    )
+
+
 class AncraPlan:
     """What ANCRA adds to a session."""
 
     def phases(self, config: AncraConfig, epoch_steps: int) -> list[Phase]:
-        """Return the one phase: the epochs from ``--restart_epoch`` to ``--epochs``."""
+        """Return the method's phase, the epochs from ``--restart_epoch`` to ``--epochs``, behind a warm-up if any."""
         done = config.restart_epoch - 1
-        rate = Rate("step", config.lr, config.epochs_of_the_rate, epoch_offset=done)
-        method = ancra_method(config, dataset_info(config.data).num_classes)
-        return [Phase("main", method, (config.epochs - done) * epoch_steps, rate)]
+        classes = dataset_info(config.data).num_classes
+        rate = Rate(config.schedule, config.lr, config.epochs_of_the_rate, epoch_offset=done)
+        if config.schedule == "linear":
+            rate = Rate("linear", config.lr)
+        steps = config.main_steps or (config.epochs - done) * epoch_steps
+        main = Phase("main", ancra_method(config, classes), steps, rate)
+        if not config.warm_up_steps:
+            return [main]
+        warm_up = warm_up_method(config, classes)
+        return [Phase("warm-up", warm_up, config.warm_up_steps, Rate("constant", config.lr)), main]
 
     def network(self, config: AncraConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
         """Return the network with the configured attention, and with ``--restart_epoch`` its weights.
@@ -98,11 +122,16 @@ class AncraPlan:
         return write
 
     def conclude(self, session: Session[AncraConfig]) -> dict[str, Any]:
-        """Test natural images, PGD-20 and PGD-40 (step 0.007), write the chosen weights and the gallery."""
+        """Test natural images, PGD-20, PGD-40 (step 0.007) and AutoAttack; write the chosen weights and the gallery."""
         config = session.config
         if config.selection == "best":
             write_tensors(session.run.path / BEST, session.model.state_dict())
-        attacks = protocol("pgd", eps=config.test_epsilon, step_size=PUBLISHED_STEP)
+        attacks = protocol(
+            "pgd",
+            eps=config.test_epsilon,
+            step_size=PUBLISHED_STEP,
+            autoattack_images=config.aa_images,
+        )
         evaluation = session.evaluate(attacks)
         for line in published_lines(evaluation):
             session.say(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -10,7 +10,7 @@ from robust_core.data import DatasetInfo
 from robust_core.errors import RESTORE_OR_ANEW, UserError
 from robust_core.models import check_model_name
 
-__all__ = ["RunConfig", "config_from_dict", "expect", "option", "option_names"]
+__all__ = ["RunConfig", "config_from_dict", "expect", "option", "option_names", "scale_defaults"]
 
 
 def option(
@@ -148,6 +148,18 @@ def expect(good: bool, name: str, value: object, expected: str) -> None:
     """Raise ``UserError`` about a setting unless it is ``good``, naming its flag, value and what is expected."""
     if not good:
         raise UserError(f"--{name.replace('_', '-')} {value} is not possible; expected {expected}.")
+
+
+def scale_defaults(
+    defaults: Mapping[str, Any], given: Mapping[str, Any], replaced: Mapping[str, Collection[str]]
+) -> dict[str, Any]:
+    """Return a scale's defaults without those that would override what a given flag means.
+
+    ``replaced`` names, for a flag, the settings that take its place: who writes ``--epochs`` wants epochs, not the
+    scale's number of steps.
+    """
+    dropped = {name for flag, names in replaced.items() if flag in given for name in names}
+    return {name: value for name, value in defaults.items() if name not in dropped}
 
 
 Config = TypeVar("Config", bound=RunConfig)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from part.controls import MASK_CONTROLS
 from part.mask import MASK_RULES
 from robust_core.cam import CAM_METHODS
-from robust_core.config import RunConfig, option
+from robust_core.config import RunConfig, option, scale_defaults
 from robust_core.data import DatasetInfo, list_datasets
 from robust_core.errors import UserError, unknown_name
 
@@ -293,7 +293,7 @@ def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tu
     scale = str(given.get("scale", "paper"))
     data = str(given.get("data", SCALES[scale].get("data", "cifar10")))
     own = SVHN if data == "svhn" else {}
-    scaled = _scale_defaults(scale, given)
+    scaled = scale_defaults(SCALES[scale], given, _REPLACED)
     config = kind(**{**values, **own, **scaled, **given})
     config = replace(config, run_dir=str(run_directory(config)))
     config.validate()
@@ -302,17 +302,14 @@ def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tu
     return config, notes + idle_settings(config, given)
 
 
-def _scale_defaults(scale: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scale's defaults without those that would override what the given flags mean."""
-    replaced = {
-        "epochs": ("warm_up_steps", "main_steps"),
-        "warm_up": ("warm_up_steps",),
-        "adjust_first": ("schedule",),
-        "adjust_second": ("schedule",),
-        "aa_images": ("final_tests",),
-    }
-    dropped = {name for flag in replaced if flag in given for name in replaced[flag]}
-    return {name: value for name, value in SCALES[scale].items() if name not in dropped}
+_REPLACED = {
+    "epochs": ("warm_up_steps", "main_steps"),
+    "warm_up": ("warm_up_steps",),
+    "adjust_first": ("schedule",),
+    "adjust_second": ("schedule",),
+    "aa_images": ("final_tests",),
+}
+"""Flags whose meaning a scale's default for another setting would override."""
 
 
 def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:

@@ -115,11 +115,28 @@ def _autoattack(call: AttackCall) -> Tensor:
     return found.images
 
 
+def _by_queries(attack: Callable[..., Tensor]) -> Runner:
+    def run(call: AttackCall) -> Tensor:
+        return attack(
+            call.network,
+            call.images,
+            call.labels,
+            observe=call.observe,
+            generator=call.generator(),
+            **call.settings,
+        )
+
+    return run
+
+
 RUNNERS: dict[str, Runner] = {
     "apgd": _apgd,
     "autoattack": _autoattack,
     "fgsm": _fgsm,
     "mma": _mma,
     "pgd": _pgd,
+    "random_corners": _by_queries(attacks.random_corners),
+    "rays": _by_queries(attacks.rays),
+    "square": _by_queries(attacks.square),
 }
 """The kinds of members, by name; ``evaluate(..., runners=...)`` adds more for one evaluation."""

@@ -71,8 +71,8 @@ def protocol(
 
     ``natural``: no attack. ``pgd-20``, ``pgd`` (PGD-20 and PGD-40): cross-entropy, uniform random start, as
     published (last iterate) beside every iterate. ``part``: PGD-20 and the minimum-margin attack (20 steps,
-    three targets, uniform random start), and AutoAttack standard on the first ``autoattack_images`` images
-    (0: none, None: all), as in the paper's tables. ``autoattack``: AutoAttack standard (0 and
+    three targets, uniform random start), as in the paper's tables. Both with AutoAttack standard on the first
+    ``autoattack_images`` images (0: none, None: all). ``autoattack``: AutoAttack standard (0 and
     None: on all images). ``required``: without its package AutoAttack is an error, not a row "not run".
     """
     budget: dict[str, Any] = {"eps": eps, "norm": norm}
@@ -86,10 +86,10 @@ def protocol(
         return Protocol(name)
     if name == "pgd-20":
         return Protocol(name, (pgd_member(20),))
+    extra = () if autoattack_images == 0 else (replace(autoattack, images=autoattack_images),)
     if name == "pgd":
-        return Protocol(name, (pgd_member(20), pgd_member(40)))
+        return Protocol(name, (pgd_member(20), pgd_member(40), *extra))
     if name == "part":
-        extra = () if autoattack_images == 0 else (replace(autoattack, images=autoattack_images),)
         return Protocol(name, (pgd_member(20), mma, *extra))
     if name == "autoattack":
         return Protocol(name, (replace(autoattack, images=autoattack_images or None),))

@@ -13,14 +13,14 @@ import torch
 from robust_core.errors import UserError, unknown_name
 from robust_core.models.network import Network
 from robust_core.models.preact import PreActResNet
-from robust_core.models.resnet import resnet, resnet8_s2
+from robust_core.models.resnet import resnet, small_resnet
 from robust_core.models.wide_resnet import WideResNet
 
 __all__ = ["build_model", "check_model_name", "list_models"]
 
 # A full name gives its builder; the groups of the pattern become integer arguments (left out where absent).
 _FAMILIES: tuple[tuple[re.Pattern[str], Callable[..., Network]], ...] = (
-    (re.compile(r"resnet8-s2"), resnet8_s2),
+    (re.compile(r"resnet(?P<depth>8|10)-s2"), small_resnet),
     (re.compile(r"resnet(?P<depth>18|34|50)(?:-w(?P<width>[1-9]\d*))?"), resnet),
     (re.compile(r"preactresnet18(?:-w(?P<width>[1-9]\d*))?"), PreActResNet),
     (re.compile(r"wrn-(?P<depth>\d+)-(?P<width>\d+)"), WideResNet),
@@ -32,6 +32,7 @@ _MOST = {"width": 1024, "wrn width": 160, "depth": 1000, "num_classes": 1_000_00
 _EXAMPLES = (
     "preactresnet18",
     "preactresnet18-w16",
+    "resnet10-s2",
     "resnet18",
     "resnet18-w16",
     "resnet34",

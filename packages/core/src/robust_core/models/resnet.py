@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robust_core.models.network import Network, PooledHead
 from robust_core.models.pointwise import pointwise
 
-__all__ = ["ResNet", "resnet", "resnet8_s2"]
+__all__ = ["ResNet", "resnet", "small_resnet"]
 
 
 def _shortcut(in_planes: int, planes: int, stride: int) -> nn.Sequential:
@@ -150,20 +150,24 @@ def resnet(
     )
 
 
-def resnet8_s2(
+def small_resnet(
     name: str,
     num_classes: int,
     *,
+    depth: int,
     image_size: int = 32,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> ResNet:
-    """Return the demo's net: stride-2 stem, stages of 16, 32 and 64 channels with one block each."""
+    """Return the demos' nets: stride-2 stem, stages of 16, 32 and 64 channels.
+
+    Each stage has one block; at depth 10 the last one has two.
+    """
     return ResNet(
         name,
         num_classes,
         block=_BasicBlock,
-        blocks=(1, 1, 1),
+        blocks=(1, 1, 1) if depth == 8 else (1, 1, 2),
         width=16,
         stem_stride=2,
         image_size=image_size,

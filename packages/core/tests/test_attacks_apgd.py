@@ -6,8 +6,9 @@ import pytest
 import torch
 from small_nets import CLASSES, ConvNet, prototypes, trained_net
 
-from robust_core.attacks import apgd, pgd
+from robust_core.attacks import apgd, objectives, pgd
 from robust_core.attacks.apgd import checkpoints
+from robust_core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,3 +135,66 @@ def test_a_broken_image_is_returned_broken_and_leaves():
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) == 101
     assert sizes[-1] < COUNT
+
+
+def outputs_and_loss(kind):
+    """Networks that return several logits, or features, and the margin computed from them."""
+    net, _, _ = problem()
+    if kind == "several logits":
+        return lambda points: torch.stack(
+            [-net(points), net(points)], 1
+        ), lambda found, labels: objectives.margin(found[:, 1], labels)
+    return net[:3], lambda features, labels: objectives.margin(net[3](features), labels)
+
+
+@pytest.mark.parametrize("kind", ["several logits", "features"])
+def test_a_loss_of_ones_own_may_climb_on_any_outputs(kind):
+    net, images, labels = problem()
+    network, loss = outputs_and_loss(kind)
+    settings = {"eps": 0.12, "steps": 10, "loss": loss}
+    whole = apgd(network, images, labels, early_stop=False, **settings)
+    assert torch.equal(whole, apgd(net, images, labels, early_stop=False, **settings | {"loss": "margin"}))
+    everyone = apgd(network, images, labels, early_stop=lambda rows: rows >= 0, **settings)
+    assert torch.equal(whole, everyone)
+    assert 0 < robust_count(whole) < COUNT
+
+
+def test_any_outputs_are_refused_where_the_network_decides():
+    _, images, labels = problem()
+    network, loss = outputs_and_loss("several logits")
+    with pytest.raises(UserError, match=r"shape \(200, 2, 6\), expected logits \(200, classes\)"):
+        apgd(network, images, labels, eps=0.1, loss=loss)
+    with pytest.raises(UserError, match=r"shape \(200, 2, 6\), expected logits \(200, classes\)"):
+        apgd(network, images, labels, eps=0.1, loss="margin", early_stop=False)
+    with pytest.raises(
+        UserError, match=r"shape \(6, 200\), expected \(200, \.\.\.\): give a model whose output"
+    ):
+        apgd(lambda points: problem()[0](points).T, images, labels, eps=0.1, loss=loss, early_stop=False)
+    with pytest.raises(UserError, match="early_stop is 1, expected True, False or a function"):
+        apgd(network, images, labels, eps=0.1, early_stop=1)
+    with pytest.raises(UserError, match=r"early_stop returned torch\.int64 \(200,\), expected bool \(200,\)"):
+        apgd(network, images, labels, eps=0.1, early_stop=lambda rows: rows)
+
+
+def test_an_image_is_attacked_as_long_as_it_stands():
+    net, images, labels = problem()
+    stands = torch.arange(COUNT) >= 50
+    sizes = []
+
+    def look(iterate, rows):
+        sizes.append(len(rows))
+        stands[rows] &= net(iterate).argmax(1) == labels[rows]
+
+    result = apgd(
+        net, images, labels, eps=0.12, loss="margin", early_stop=lambda rows: stands[rows], observe=look
+    )
+    assert torch.equal(result[:50], images[:50])
+    assert torch.equal(net(result).argmax(1) == labels, stands | (torch.arange(COUNT) < 50))
+    assert 0 < stands.sum() < 150
+    # The start, and the eight reviews of 100 steps.
+    assert sizes[:2] == [150, sizes[1]]
+    assert sizes == sorted(sizes, reverse=True)
+    changes = [index for index in range(1, 101) if sizes[index] < sizes[index - 1]]
+    assert changes
+    assert set(changes) <= {1, *(review + 1 for review in checkpoints(100))}
+    assert apgd(net, images, labels, eps=0.1, early_stop=lambda rows: rows < 0).equal(images)

@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_core.attacks.balls import Ball, make_ball, per_image
-from robust_core.attacks.checks import (
-    CheckedObjective,
-    check_call,
-    check_count,
-    check_labels_fit,
-    check_no_nan,
-)
+from robust_core.attacks.checks import check_call, check_count, check_labels_fit, check_no_nan
 from robust_core.attacks.engine import (
     Classifier,
     gradient_of,
@@ -28,7 +22,15 @@ from robust_core.attacks.engine import (
 )
 from robust_core.attacks.mma import wrong_classes
 from robust_core.attacks.objectives import LOSSES, Objective, dlr_towards, named, select
-from robust_core.attacks.search import Observer, Record, fooled
+from robust_core.attacks.search import (
+    Observer,
+    Record,
+    Standing,
+    check_early_stop,
+    checked,
+    fooled,
+    remaining,
+)
 from robust_core.attacks.starts import start_source
 from robust_core.errors import unknown_name
 
@@ -52,7 +54,7 @@ def apgd(
     restarts: int = 1,
     loss: str | Objective = "ce",
     targets: int = 9,
-    early_stop: bool = True,
+    early_stop: bool | Standing = True,
     observe: Observer | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -65,13 +67,19 @@ def apgd(
         loss: as for PGD, or ``dlr-targeted``: a run towards each of the ``targets`` wrong classes with the
             largest natural logits (at most K - 1 of them).
         early_stop: images that fool the model are done; without it, all run to the end and the largest
+            objective decides. Or a function from positions ``(n,)`` to bool: an image is attacked as long as
+            it stands there (asked before each run, after its start and at each review), and the largest
             objective decides.
+
+    With a function as ``loss``, and ``early_stop`` False or a function, the model may return any tensor
+    ``(N, ...)`` instead of logits: several logits ``(N, M, K)``, features ``(N, D)``.
 
     Other arguments and errors as in :func:`robust_core.attacks.pgd`.
     """
     highest = check_call(images, labels, eps=eps, steps=steps, norm=norm)
     check_count("restarts", restarts, 1)
     check_count("targets", targets, 1)
+    check_early_stop(early_stop)
     if not callable(loss) and loss not in APGD_LOSSES:
         raise unknown_name("loss", str(loss), APGD_LOSSES)
     network = network_for(model, images)
@@ -81,12 +89,13 @@ def apgd(
     reach = natural.new_zeros(len(natural), *[1] * (natural.dim() - 1)) + per_image(eps, natural)
     record = Record(natural)
     everyone = torch.arange(len(labels), device=labels.device)
-    for objective in _objectives(network, images, labels, loss, targets, highest):
+    for plain in _objectives(network, images, labels, loss, targets, highest):
+        objective = checked(plain, highest, loss=loss, early_stop=early_stop)
         for _ in range(restarts):
             point = ball.project(natural_layout(network, begin()))
             state = _begin(everyone, labels, ball, objective, 2.0 * reach, point)
             if early_stop:
-                state = state.select(record.unbroken())
+                state = state.select(remaining(early_stop, record, everyone))
             if len(state.rows) > 0:
                 _climb(network, state, steps, record, early_stop=early_stop, observe=observe)
     return in_layout_of(record.images, images)
@@ -123,8 +132,7 @@ def _objectives(
             check_labels_fit(highest, natural, len(labels))
             return natural
 
-        plain = named(loss, targeted=False, reference=reference)
-        yield CheckedObjective(plain, highest)
+        yield named(loss, targeted=False, reference=reference)
 
 
 def _where(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
@@ -193,7 +201,7 @@ def _climb(
     steps: int,
     record: Record,
     *,
-    early_stop: bool,
+    early_stop: bool | Standing,
     observe: Observer | None,
 ) -> None:
     """Run ``steps`` steps; what is found goes into ``record``."""
@@ -207,7 +215,7 @@ def _climb(
         if index == 0:
             state.rises, state.reviewed_value = torch.zeros_like(state.rises), value
         record.offer(state.rows, point, value)
-        if early_stop:
+        if early_stop is True:
             # An image that is done leaves at the next review: a smaller batch at every step would cost more.
             record.offer(
                 state.rows, point, torch.full_like(value, torch.inf), fooled(logits, state.labels, False)
@@ -216,7 +224,7 @@ def _climb(
             state.review(index - reviewed)
             reviewed = index
         if early_stop and (index == 0 or index in reviews):
-            state = state.select((record.values[state.rows] < torch.inf).nonzero().squeeze(1))
+            state = state.select(remaining(early_stop, record, state.rows))
             if len(state.rows) == 0:
                 return
         point = state.move(momentum=index > 0)

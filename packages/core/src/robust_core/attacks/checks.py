@@ -180,15 +180,22 @@ class CheckedObjective:
     """An objective behind the checks that need logits; they cost no pass.
 
     NaN is looked for in the first pass alone (once a call), the other checks read nothing from the device.
+    Without a ``highest_label`` the network may return any tensor ``(N, ...)``.
     """
 
     objective: Objective
-    highest_label: int
+    highest_label: int | None
     seen: bool = False
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the values ``(N,)``."""
-        check_labels_fit(self.highest_label, logits, labels.shape[0])
+        if self.highest_label is not None:
+            check_labels_fit(self.highest_label, logits, labels.shape[0])
+        elif logits.shape[:1] != labels.shape:
+            raise UserError(
+                f"The model returned shape {tuple(logits.shape)}, expected ({labels.shape[0]}, ...): "
+                "give a model whose output has one row per image."
+            )
         values: Any = self.objective(logits, labels)
         if not isinstance(values, Tensor) or values.shape != labels.shape:
             found = (

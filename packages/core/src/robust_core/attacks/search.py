@@ -4,18 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robust_core.attacks.balls import Ball, make_ball, per_image, select_rows
+from robust_core.attacks.checks import CheckedObjective
 from robust_core.attacks.engine import Classifier, gradient_of, logits_of, natural_layout
 from robust_core.attacks.objectives import Objective, select
+from robust_core.errors import UserError
 
-__all__ = ["KEEPS", "Observer", "Record", "Search", "fooled", "watcher"]
+__all__ = [
+    "KEEPS",
+    "Observer",
+    "Record",
+    "Search",
+    "Standing",
+    "check_early_stop",
+    "checked",
+    "fooled",
+    "remaining",
+    "standing_among",
+    "watcher",
+]
 
 KEEPS = ("last", "best")
 Observer = Callable[[Tensor, Tensor], None]
+Standing = Callable[[Tensor], Tensor]
+"""From positions ``(n,)`` of images to whether each is still to be attacked, bool ``(n,)``."""
+
+
+def check_early_stop(early_stop: bool | Standing) -> None:
+    """Refuse what neither switches early stopping nor says which images still stand."""
+    if not isinstance(early_stop, bool) and not callable(early_stop):
+        raise UserError(
+            f"early_stop is {early_stop!r}, expected True, False or a function from positions to bool."
+        )
+
+
+def checked(
+    objective: Objective, highest: int, *, loss: str | Objective, early_stop: bool | Standing
+) -> CheckedObjective:
+    """Return the objective behind its checks.
+
+    They ask for logits ``(N, K)`` unless none are needed: the loss is the user's own function, and no verdict
+    of the network ends the attack.
+    """
+    any_outputs = callable(loss) and early_stop is not True
+    return CheckedObjective(objective, None if any_outputs else highest)
 
 
 def fooled(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
@@ -64,6 +101,31 @@ class Record:
     def unbroken(self) -> Tensor:
         """Return the positions of the images without a success."""
         return (self.values < torch.inf).nonzero().squeeze(1)
+
+
+def remaining(early_stop: bool | Standing, record: Record, rows: Tensor) -> Tensor:
+    """Return the places in ``rows`` ``(n,)`` of the images that are still to be attacked.
+
+    Those without a success in ``record``, or those of which the given function says that they stand.
+    """
+    if not callable(early_stop):
+        done = (record.values[rows] == torch.inf) & early_stop
+        return (~done).nonzero().squeeze(1)
+    return standing_among(early_stop, rows)
+
+
+def standing_among(standing: Standing, rows: Tensor) -> Tensor:
+    """Return the places in ``rows`` ``(n,)`` of the images that stand."""
+    stands: Any = standing(rows)
+    if not isinstance(stands, Tensor) or stands.dtype != torch.bool or stands.shape != rows.shape:
+        found = (
+            f"{stands.dtype} {tuple(stands.shape)}" if isinstance(stands, Tensor) else type(stands).__name__
+        )
+        raise UserError(
+            f"early_stop returned {found}, expected bool ({len(rows)},): "
+            "give a function from positions (n,) to whether each image still stands."
+        )
+    return stands.to(rows.device).nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)

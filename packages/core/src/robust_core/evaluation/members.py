@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,9 +41,20 @@ class AttackCall:
     standing: Callable[[Tensor], Tensor]
     flag: Callable[[str], None]
 
-    def generator(self) -> torch.Generator:
-        """Return the batch's generator (CPU), for attacks that draw more than a start."""
-        return generator_for(self.seed, self.purpose, self.indices[0])
+    def generator(self, *position: int) -> torch.Generator:
+        """Return the batch's generator (CPU), for attacks that draw more than a start; a member may have several."""
+        return generator_for(self.seed, self.purpose, self.indices[0], *position)
+
+    def part(self, rows: Tensor) -> AttackCall:
+        """Return the call for some images of the batch, at ``rows`` ``(m,)``."""
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            indices=[self.indices[row] for row in rows.tolist()],
+            observe=lambda iterate, inner: self.observe(iterate, rows[inner]),
+            standing=lambda inner: self.standing(rows[inner]),
+        )
 
     def starts(self, *position: int) -> Tensor:
         """Return random starts in ball and box, each a function of (seed, member, image, position) alone.

@@ -164,9 +164,8 @@ class Ancra:
                 strategy,
                 labels,
                 logits,
-                self._draws(batch, len(labels), context),
-                classes=choice.classes,
-                images=choice.images,
+                self._draws(batch, context),
+                num_classes=self.num_classes,
                 rows=slice(first, first + len(batch)),
             )
             picked = chosen.indices.flatten()
@@ -185,11 +184,11 @@ class Ancra:
                 )
         return chosen, others, labels[picked]
 
-    def _draws(self, batch: Batch, count: int, context: StepContext) -> Draws:
-        empty = batch.images.new_empty
+    def _draws(self, batch: Batch, context: StepContext) -> Draws:
+        empty, shape = batch.images.new_empty, (len(batch), self.negatives.classes)
         return Draws(
-            context.uniform("negative class", empty((len(batch), self.num_classes))),
-            context.uniform("negative image", empty((len(batch), count))),
+            context.uniform("negative class", empty(shape)),
+            context.uniform("negative image", empty((*shape, self.negatives.images))),
         )
 
     def _noise(self, batch: Batch, chosen: Negatives, context: StepContext) -> Tensor:

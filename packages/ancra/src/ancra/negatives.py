@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robust_core.errors import UserError, unknown_name
@@ -38,7 +37,7 @@ class Negatives(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Uniform numbers in [0, 1): ``classes`` ``(N, K)`` and ``images`` ``(N, B)``."""
+    """Uniform numbers in [0, 1): ``classes`` ``(N, c)``, and ``images`` ``(N, c, s)`` for ``s`` images of each."""
 
     classes: Tensor
     images: Tensor
@@ -46,38 +45,56 @@ class Draws(NamedTuple):
 
 def draw(
     anchors: int,
-    images: int,
-    num_classes: int,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
+    *,
+    classes: int = 1,
+    images: int = 1,
 ) -> Draws:
     """Return the numbers of one choice, from the generator's device, moved to ``device``."""
     return Draws(
-        torch.rand(anchors, num_classes, generator=generator, device=generator.device).to(device),
-        torch.rand(anchors, images, generator=generator, device=generator.device).to(device),
+        torch.rand(anchors, classes, generator=generator, device=generator.device).to(device),
+        torch.rand(anchors, classes, images, generator=generator, device=generator.device).to(device),
     )
 
 
-def random_negatives(
-    anchor_labels: Tensor, labels: Tensor, draws: Draws, *, classes: int = 1, images: int = 1
-) -> Negatives:
-    """Return ``classes`` x ``images`` negatives of each anchor.
+def random_negatives(anchor_labels: Tensor, labels: Tensor, draws: Draws, *, num_classes: int) -> Negatives:
+    """Return ``m = c s`` negatives of each anchor: ``s`` images of each of ``c`` classes, as many as were drawn.
 
-    Classes are drawn uniformly among the other ones with at least ``images`` members in the batch, images
-    uniformly within each, all distinct. A batch with fewer such classes gives as many as it has.
+    Classes are drawn uniformly among the other ones with at least ``s`` members in the batch, images uniformly
+    within each, all distinct. A batch with fewer such classes gives as many as it has.
     """
-    num_classes = draws.classes.shape[1]
-    members = F.one_hot(labels, num_classes)
-    eligible = (members.sum(dim=0) >= images) & ~F.one_hot(anchor_labels, num_classes).bool()
-    # distinct uniform draws: the largest of independent keys
-    keys, chosen = draws.classes.masked_fill(~eligible, -1.0).topk(classes, dim=1)
-    inside = labels[None, None, :] == chosen[:, :, None]
-    image_keys = draws.images[:, None, :].masked_fill(~inside, -1.0)
-    # more images than the batch has: no class is eligible, and the indices mean nothing
-    indices = image_keys.topk(min(images, len(labels)), dim=2).indices
-    indices = F.pad(indices, (0, images - indices.shape[2]))
-    found = (keys >= 0.0)[:, :, None].expand_as(indices)
-    return Negatives(indices.flatten(1), found.flatten(1))
+    in_order, by_class = labels.sort(stable=True)
+    first = torch.searchsorted(in_order, torch.arange(num_classes + 1, device=labels.device))
+    members = first.diff()
+    eligible = members >= draws.images.shape[2]
+    upto = eligible.cumsum(dim=0)
+    total = upto[-1:]
+    # so many eligible classes past the anchor's own, in a circle: all but that one
+    past = _distinct(draws.classes, (total - eligible.long())[anchor_labels])
+    rank = (upto[anchor_labels][:, None] + past) % total.clamp(min=1)
+    chosen = torch.searchsorted(upto, rank + 1).clamp(max=num_classes - 1)
+    within = _distinct(draws.images, members[chosen])
+    # where there is no such class the places mean nothing, but stay inside
+    indices = by_class[(first[chosen][:, :, None] + within).clamp(0, len(labels) - 1)]
+    return Negatives(indices.flatten(1), (past >= 0)[:, :, None].expand_as(indices).flatten(1))
+
+
+def _distinct(uniform: Tensor, counts: Tensor) -> Tensor:
+    """Return distinct numbers below ``counts`` ``(...)``, as many as ``uniform`` ``(..., s)`` has; all sets alike.
+
+    Floyd's way: each draw reaches one further than the one before, and what was drawn already gives way to that
+    end. Where ``counts`` is below ``s`` the numbers that are not there are negative.
+    """
+    size = uniform.shape[-1]
+    chosen: list[Tensor] = []
+    for step in range(size):
+        end = counts - (size - step)
+        drawn = (uniform[..., step] * (end + 1)).long().minimum(end)
+        for before in chosen:
+            drawn = torch.where(drawn == before, end, drawn)
+        chosen.append(drawn)
+    return torch.stack(chosen, dim=-1)
 
 
 def candidates(
@@ -106,11 +123,10 @@ def pick_negatives(
     logits: Tensor | None,
     draws: Draws,
     *,
-    classes: int = 1,
-    images: int = 1,
+    num_classes: int,
     rows: slice = slice(None),
 ) -> Negatives:
-    """Return ``m = classes * images`` negatives for each anchor of the batch.
+    """Return ``m`` negatives for each anchor of the batch, as many as were drawn.
 
     ``random`` needs no logits. The others take, among their candidates, the ``m`` with the largest logit of the
     anchor's label; where there are fewer, the rest comes by the random rule.
@@ -125,19 +141,61 @@ def pick_negatives(
         UserError: for an unknown strategy, or one that needs logits without them.
     """
     anchor_labels = labels[rows]
-    drawn = random_negatives(anchor_labels, labels, draws, classes=classes, images=images)
+    drawn = random_negatives(anchor_labels, labels, draws, num_classes=num_classes)
     if strategy == "random":
         return drawn
     if logits is None:
         raise UserError(f"The strategy '{strategy}' chooses by logits (B, K): give those of the batch.")
-    predictions = logits.argmax(dim=1)
-    allowed = candidates(strategy, anchor_labels, predictions[rows], labels, predictions)
-    scores = logits.detach().t()[anchor_labels].masked_fill(~allowed, -torch.inf)
-    wanted = classes * images
-    best, ranked = scores.topk(min(wanted, scores.shape[1]), dim=1)
-    by_rule = best > -torch.inf
+    ranked, by_rule = _best(strategy, rows, labels, logits.detach(), drawn.indices.shape[1])
+    if ranked.shape[1] == 1:
+        return Negatives(torch.where(by_rule, ranked, drawn.indices), by_rule | drawn.found)
     repeated = ((drawn.indices[:, :, None] == ranked[:, None, :]) & by_rule[:, None, :]).any(dim=2)
     # what the strategy found first, then what the random rule adds to it
     indices, found = torch.cat([ranked, drawn.indices], 1), torch.cat([by_rule, drawn.found & ~repeated], 1)
-    order = (~found).int().argsort(dim=1, stable=True)[:, :wanted]
+    order = (~found).int().argsort(dim=1, stable=True)[:, : ranked.shape[1]]
     return Negatives(indices.gather(1, order), found.gather(1, order))
+
+
+def _best(strategy: str, rows: slice, labels: Tensor, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` best candidates ``(N, count)`` of each anchor, and which of them there are.
+
+    What :func:`candidates` allows comes by predicted class, so nothing of the size ``(N, B)`` is ever made.
+    """
+    predictions = logits.max(dim=1).indices
+    own, predicted = labels[rows], predictions[rows]
+    values, places = _best_by_prediction(labels, logits, predictions, count)
+    if strategy in ("soft", "hard"):
+        group = predicted if strategy == "soft" else own
+        return places[own, group], values[own, group] > -torch.inf
+    if strategy != "easy":
+        raise unknown_name("strategy", strategy, STRATEGIES)
+    closed = torch.stack([own, predicted], dim=1)[:, :, None].expand(-1, -1, count)
+    offered = values[own].scatter(1, closed, -torch.inf).flatten(1)
+    # max takes a fraction of the time of topk
+    best, chosen = offered.max(dim=1, keepdim=True) if count == 1 else offered.topk(count, dim=1)
+    return places[own].flatten(1).gather(1, chosen), best > -torch.inf
+
+
+def _best_by_prediction(
+    labels: Tensor, logits: Tensor, predictions: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` largest logits of each class among the other classes' images predicted as each.
+
+    And whose they are, both ``(K, K, count)``; -inf where there are fewer.
+    """
+    size, num_classes = logits.shape
+    numbers = torch.arange(max(size, num_classes), device=logits.device)
+    images, classes = numbers[:size], numbers[:num_classes]
+    scores = logits.t().masked_fill(labels == classes[:, None], -torch.inf)
+    groups = predictions.expand_as(scores)
+    none = scores.new_full((num_classes, num_classes), -torch.inf)
+    nobody = images.new_full((num_classes, num_classes), size - 1)
+    values: list[Tensor] = []
+    places: list[Tensor] = []
+    for step in range(count):
+        if step:
+            scores = scores.masked_fill(images == places[-1].gather(1, groups), -torch.inf)
+        values.append(none.scatter_reduce(1, groups, scores, "amax"))
+        is_best = scores == values[-1].gather(1, groups)
+        places.append(nobody.scatter_reduce(1, groups, images.where(is_best, size - 1), "amin"))
+    return torch.stack(values, dim=2), torch.stack(places, dim=2)

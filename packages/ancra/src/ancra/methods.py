@@ -23,7 +23,7 @@ from robust_core.data import Batch, ImageSet
 from robust_core.training.distributed import gather_rows
 from robust_core.training.method import StepContext, StepResult
 
-__all__ = ["FAMILIES", "MILESTONES", "Ancra", "NegativeChoice"]
+__all__ = ["FAMILIES", "MILESTONES", "Ancra", "ChosenNegatives", "NegativeChoice", "choose_negatives"]
 
 FAMILIES = ("pgd", "trades", "mart")
 MILESTONES = (75, 90, 100)
@@ -40,6 +40,14 @@ class NegativeChoice:
     attacked: bool = True
     classes: int = 1
     images: int = 1
+
+
+class ChosenNegatives(NamedTuple):
+    """The choice for each of ``n`` anchors, and the negatives' images ``(n m, 3, H, W)`` and labels ``(n m,)``."""
+
+    choice: Negatives
+    images: Tensor
+    labels: Tensor
 
 
 class _Passes(NamedTuple):
@@ -96,17 +104,17 @@ class Ancra:
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StepResult:
         """Return the loss of a batch; passes in training mode in the order natural, adversarial, negatives."""
         adversarial = self._attack(model, batch, context)
-        chosen, others, other_labels = self._negatives(batch, context) if self.zeta else (None, None, None)
+        found = self._negatives(batch, context) if self.zeta else None
         natural_outputs = self._natural(model, batch, context)
         attacked_outputs = self._outputs(model, adversarial, batch.labels, context)
         negative_outputs = None
-        if others is not None and other_labels is not None:
-            negative_outputs = self._outputs(model, others, other_labels, context)
+        if found is not None:
+            negative_outputs = self._outputs(model, found.images, found.labels, context)
         passes = _Passes(natural_outputs, attacked_outputs, negative_outputs)
         # what the true label's own row makes of an image says little about what the network alone would say
         weighted = attends(model) and model.attention != "ones"
         told = "_given_label" if weighted and self.attention_by == "label" else ""
-        return self._cost(passes, chosen, batch.labels, told)
+        return self._cost(passes, None if found is None else found.choice, batch.labels, told)
 
     def _natural(self, model: nn.Module, batch: Batch, context: StepContext) -> Outputs | None:
         """Return the natural pass: none where no term uses it, without gradient where none flows back."""
@@ -148,53 +156,19 @@ class Ancra:
                 inner_loss=self.inner_loss,
             )
 
-    def _negatives(self, batch: Batch, context: StepContext) -> tuple[Negatives, Tensor, Tensor]:
-        """Return the choice, the negatives' images ``(n m, 3, H, W)``, attacked or not, and their labels."""
-        choice = self.negatives
-        with torch.no_grad():
-            images, labels = (gather_rows(rows, context.processes) for rows in (batch.images, batch.labels))
-            strategy = (
-                choice.strategy if context.epoch + self.first_epoch >= FIRST_STRATEGY_EPOCH else "random"
-            )
-            logits = None
-            if strategy != "random":
-                logits = gather_rows(AllLogits(context.view)(batch.images)[:, 0], context.processes)
-            first = _rows_before(batch.labels, context)
-            chosen = pick_negatives(
-                strategy,
-                labels,
-                logits,
-                self._draws(batch, context),
-                num_classes=self.num_classes,
-                rows=slice(first, first + len(batch)),
-            )
-            picked = chosen.indices.flatten()
-            others = images[picked]
-            if choice.attacked:
-                targets = batch.labels.repeat_interleave(chosen.indices.shape[1])
-                others = targeted_pgd(
-                    context.view,
-                    others,
-                    targets,
-                    start=others + self._noise(batch, chosen, context),
-                    eps=self.eps,
-                    step_size=self.step_size,
-                    steps=self.steps,
-                    cr=self.cr,
-                )
-        return chosen, others, labels[picked]
-
-    def _draws(self, batch: Batch, context: StepContext) -> Draws:
-        empty, shape = batch.images.new_empty, (len(batch), self.negatives.classes)
-        return Draws(
-            context.uniform("negative class", empty(shape)),
-            context.uniform("negative image", empty((*shape, self.negatives.images))),
+    def _negatives(self, batch: Batch, context: StepContext) -> ChosenNegatives:
+        return choose_negatives(
+            self.negatives,
+            batch.images,
+            batch.labels,
+            context,
+            num_classes=self.num_classes,
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.steps,
+            cr=self.cr,
+            first_epoch=self.first_epoch,
         )
-
-    def _noise(self, batch: Batch, chosen: Negatives, context: StepContext) -> Tensor:
-        repeats = chosen.indices.shape[1]
-        like = batch.images.new_empty((len(batch), repeats, *batch.images.shape[1:]))
-        return _NOISE * context.normal("negative start", like).flatten(0, 1)
 
     def _cost(self, passes: _Passes, chosen: Negatives | None, labels: Tensor, told: str) -> StepResult:
         natural, adversarial, negative = passes
@@ -230,6 +204,68 @@ class Ancra:
         """Take over what :meth:`state_dict` returned."""
         self.without_negative = torch.tensor(int(state["without_negative"]))
         self.warned = bool(state["warned"])
+
+
+def choose_negatives(
+    choice: NegativeChoice,
+    images: Tensor,
+    labels: Tensor,
+    context: StepContext,
+    *,
+    num_classes: int,
+    eps: float,
+    step_size: float,
+    steps: int,
+    cr: float = 0.0,
+    first_epoch: int = 1,
+) -> ChosenNegatives:
+    """Return the negatives of a batch ``(n, 3, H, W)``, chosen among the global batch's images.
+
+    If so chosen they are attacked towards their anchors' labels, on the context's frozen view.
+    """
+    with torch.no_grad():
+        all_images, all_labels = (gather_rows(rows, context.processes) for rows in (images, labels))
+        strategy = choice.strategy if context.epoch + first_epoch >= FIRST_STRATEGY_EPOCH else "random"
+        logits = None
+        if strategy != "random":
+            logits = gather_rows(AllLogits(context.view)(images)[:, 0], context.processes)
+        first = _rows_before(labels, context)
+        chosen = pick_negatives(
+            strategy,
+            all_labels,
+            logits,
+            _draws(choice, images, context),
+            num_classes=num_classes,
+            rows=slice(first, first + len(images)),
+        )
+        picked = chosen.indices.flatten()
+        others = all_images[picked]
+        if choice.attacked:
+            repeats = chosen.indices.shape[1]
+            others = targeted_pgd(
+                context.view,
+                others,
+                labels.repeat_interleave(repeats),
+                start=others + _noise(repeats, images, context),
+                eps=eps,
+                step_size=step_size,
+                steps=steps,
+                cr=cr,
+            )
+    return ChosenNegatives(chosen, others, all_labels[picked])
+
+
+def _draws(choice: NegativeChoice, images: Tensor, context: StepContext) -> Draws:
+    shape = (len(images), choice.classes)
+    return Draws(
+        context.uniform("negative class", images.new_empty(shape)),
+        context.uniform("negative image", images.new_empty((*shape, choice.images))),
+    )
+
+
+def _noise(repeats: int, images: Tensor, context: StepContext) -> Tensor:
+    like = images.new_empty((len(images), repeats, *images.shape[1:]))
+    return _NOISE * context.normal("negative start", like).flatten(0, 1)
 
 
 def _rows_before(labels: Tensor, context: StepContext) -> int:

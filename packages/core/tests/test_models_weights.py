@@ -176,6 +176,12 @@ def test_another_class_count_is_named_with_both(name: str, tmp_path: Path) -> No
     assert f"has 100 classes, but the model {name} has 10" in message
 
 
+def test_a_head_of_one_count_with_a_bias_of_another_names_the_bias(trained: Network) -> None:
+    damaged = {**trained.state_dict(), "linear.bias": torch.zeros(3)}
+    with pytest.raises(UserError, match=r"'linear\.bias' has the shape \(3,\), expected \(10,\)"):
+        load_state(trained, damaged)
+
+
 def test_state_dicts_in_memory_have_the_same_rules(trained: Network) -> None:
     with pytest.raises(UserError, match=r"^The state dict has 3 classes, but"):
         load_state(trained, build_model("resnet8-s2", 3, seed=0).state_dict())

@@ -206,7 +206,7 @@ def _check_shapes(
     weight = f"{head}.weight"
     if head is not None and set(wrong) <= {weight, f"{head}.bias"}:
         theirs, ours = state[weight].shape, expected[weight].shape
-        if theirs[1:] == ours[1:]:
+        if theirs != ours and theirs[1:] == ours[1:]:
             raise UserError(
                 f"{source} has {theirs[0]} classes, but the model {_model_name(model)} has {ours[0]}; "
                 f"choose the dataset that it was trained on or another checkpoint."

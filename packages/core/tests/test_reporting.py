@@ -336,6 +336,15 @@ def test_curves_skip_what_is_no_number(tmp_path):
     assert accuracy_curves([{"step": 1, "loss": 1.0}]) is None
 
 
+def test_a_figure_is_also_a_vector_pdf_whose_text_is_text(tmp_path):
+    figure = loss_curves([{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)])
+    pdf = save_figure(figure, tmp_path / "loss.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/Subtype /Image" not in pdf
+    assert b"/FontFile2" in pdf
+    assert save_figure(figure, tmp_path / "again.pdf").read_bytes() == pdf
+
+
 def test_comparison_of_methods(tmp_path):
     nan = float("nan")
     methods = [

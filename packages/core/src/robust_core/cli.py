@@ -14,7 +14,6 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from robust_core.config import RunConfig
 from robust_core.errors import UserError, unknown_name
 from robust_core.reporting import write_report
 
@@ -110,12 +109,13 @@ class Parser(argparse.ArgumentParser):
 
 def add_flags(
     parser: argparse.ArgumentParser,
-    kind: type[RunConfig],
+    kind: type[Any],
     choices: Mapping[str, tuple[str, ...]] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Add one flag per setting of ``kind``; only given flags appear in the result of parsing.
 
+    ``kind`` is a dataclass of options (:func:`robust_core.config.option`): a run's, or a script's own.
     ``choices`` narrows what a setting may be in this script; the first is shown as the default. ``defaults`` are
     shown instead of the class's own.
     """

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from robust_core.attacks import pgd
 from robust_core.attacks.engine import Classifier, ascend
 from robust_core.attacks.objectives import cross_entropy, margin
+from robust_core.attacks.search import Observer
 
 __all__ = ["batch_margin", "published_cw", "published_train_mode_pgd"]
 
@@ -29,13 +30,23 @@ def published_cw(
     eps: float,
     step_size: float,
     steps: int,
+    observe: Observer | None = None,
 ) -> Tensor:
     """Return the published C&W images: :func:`batch_margin` climbed by sign steps from ``start``.
 
-    The core's ``pgd(loss="margin")`` is the attack image by image, which the report shows beside it.
+    ``observe`` sees every iterate, as in :func:`robust_core.attacks.pgd`. The core's ``pgd(loss="margin")``
+    is the attack image by image, which stands beside it.
     """
     return pgd(
-        model, images, labels, start=start, eps=eps, step_size=step_size, steps=steps, loss=batch_margin
+        model,
+        images,
+        labels,
+        start=start,
+        eps=eps,
+        step_size=step_size,
+        steps=steps,
+        loss=batch_margin,
+        observe=observe,
     )
 
 

@@ -24,6 +24,7 @@ __all__ = ["accuracy_bars", "accuracy_table", "member_label", "part_dots", "part
 
 Summary = Mapping[str, Any]
 MAX_PARTS = 20
+MEMBERS = {"autoattack": "AutoAttack", "cw": "C&W", "cw-batch-sum": "C&W, batch sum"}
 
 
 def member_label(name: str) -> str:
@@ -32,7 +33,7 @@ def member_label(name: str) -> str:
     >>> member_label("pgd-20"), member_label("autoattack")
     ('PGD-20', 'AutoAttack')
     """
-    return "AutoAttack" if name == "autoattack" else metric_label(name.replace("-", ""))
+    return MEMBERS.get(name) or metric_label(name.replace("-", ""))
 
 
 def accuracy_table(summary: Summary, title: str = "") -> Table:

@@ -1,0 +1,272 @@
+"""The network that an evaluation script looks at: from a run directory or a state dict, with its test images.
+
+Of a directory these are tried, the first that is there is taken: what a run of ours chose by its ``config.json``
+(``--selection best``: ``best.pt``; ``last``: its newest checkpoint, of which the average of the weights if there is
+one), then ``best_adv_model.pt``, ``model-120.pt``, ``model_120.pth``, ``model-wrn-last.pt``, ``last_state.pt``,
+``last_state.zip``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ancra.attention import ATTENTIONS
+from ancra.config import AncraConfig
+from ancra.networks import build_network
+from ancra.plan import ancra_method
+from ancra.scripts import canonical
+from robust_core.config import expect, option, option_names
+from robust_core.data import ImageSet, load_dataset
+from robust_core.errors import UserError
+from robust_core.models import Network, check_model_name, load_state, read_state_dict
+from robust_core.models.resnet import ResNet
+from robust_core.models.weights import read_plain
+from robust_core.training import RunDirectory
+from robust_core.training.checkpoint import CheckpointStore
+from robust_core.training.machine import resolve_device
+
+__all__ = ["WEIGHT_FILES", "Subject", "SubjectConfig", "find_weights", "load_subject"]
+
+Say = Callable[[str], None]
+
+WEIGHT_FILES = (
+    "best_adv_model.pt",
+    "model-120.pt",
+    "model_120.pth",
+    "model-wrn-last.pt",
+    "last_state.pt",
+    "last_state.zip",
+)
+"""Published names of weights, in the order in which they are looked for."""
+
+# What a run decides once and for all, and what it means where a run of another package does not say.
+_DECIDED: Mapping[str, Any] = {"model": None, "data": None, "attention": "none", "normalize": False}
+_GROUP = "network and images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectConfig:
+    """Which network, on which images, where; a run's ``config.json`` decides what it knows."""
+
+    model: str = option("resnet18", "network by name (of a run: its own)", group=_GROUP)
+    data: str = option(
+        "cifar10",
+        "cifar10, cifar100, svhn, tiny-imagenet or shapes (of a run: its own)",
+        flags=("--dataset",),
+        group=_GROUP,
+    )
+    attention: str = option(
+        "reverse",
+        "attention of the network (of a run: its own)",
+        choices=(*ATTENTIONS, "none"),
+        group=_GROUP,
+    )
+    normalize: bool = option(False, "the network normalises its images (of a run: as there)", group=_GROUP)
+    num_classes: int = option(0, "classes of the network (0: those of the dataset)", group=_GROUP)
+    data_dir: str = option("data", "the dataset's folder or its parent (of a run: its own)", group=_GROUP)
+    test_images: int = option(0, "the first N test images (0: all; of a run: as there)", group=_GROUP)
+
+    seed: int = option(1, "seed of everything random")
+    device: str = option("auto", "cpu, cuda, cuda:N or auto")
+    no_cuda: bool = option(False, "stay on the CPU")
+    threads: int = option(0, "CPU threads (0: torch's choice)")
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            UserError: naming the flag, its value and what is expected.
+        """
+        check_model_name(self.model)
+        canonical({"data": self.data})
+        for name in ("num_classes", "test_images", "threads"):
+            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        expect(self.threads <= 1024, "threads", self.threads, "at most 1024")
+        # what numpy takes, which the figures' projection draws from
+        expect(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2^32 - 1")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in evaluation mode on ``device``, its test images (on the CPU) and where it comes from.
+
+    ``folder`` is where results go; ``name`` how tables call the method; ``settings`` are the model, data,
+    attention and normalisation; ``run`` the configuration of the run, empty for a bare state dict.
+    """
+
+    network: Network
+    images: ImageSet
+    weights: Path
+    folder: Path
+    name: str
+    settings: Mapping[str, Any]
+    run: Mapping[str, Any]
+    device: torch.device
+
+
+def load_subject(
+    place: str, config: SubjectConfig, given: Mapping[str, Any], *, flag: str, say: Say = print
+) -> Subject:
+    """Return the network at ``place``, a run directory or a file, and its test images.
+
+    ``given`` are the settings that the user gave: one that contradicts the run is refused. ``flag`` is what named
+    the place; ``say`` is told which weights were taken.
+
+    Raises:
+        UserError: if there are no weights, they do not fit the network, or the data is not there.
+    """
+    weights, folder, run = find_weights(place, flag=flag, say=say)
+    settings = _settings(config, given, run, folder / "config.json")
+    device = torch.device(resolve_device("cpu" if config.no_cuda else config.device))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.deterministic = True
+    images = _test_images(config, given, run, settings["data"], say)
+    info = images.info
+    if config.num_classes not in (0, info.num_classes):
+        raise UserError(
+            f"--num-classes {config.num_classes} contradicts {info.name}, which has {info.num_classes}; leave it out, "
+            "or name the dataset that the network was trained on."
+        )
+    network = build_network(
+        settings["model"],
+        info.num_classes,
+        attention=settings["attention"],
+        image_size=info.size,
+        mean=info.mean if settings["normalize"] else None,
+        std=info.std if settings["normalize"] else None,
+        seed=0,
+    )
+    state = _read_state(weights)
+    _check_names(network, state, settings["attention"], weights)
+    load_state(network, state, source=str(weights))
+    name = _method_name(run) if run else ("plain" if settings["attention"] == "none" else "ANCRA")
+    return Subject(network.eval().to(device), images, weights, folder, name, settings, run, device)
+
+
+def find_weights(place: str, *, flag: str, say: Say = print) -> tuple[Path, Path, Mapping[str, Any]]:
+    """Return the file of weights, the folder that it belongs to and the configuration of the run there, if any.
+
+    Raises:
+        UserError: if nothing is there, or a run's ``config.json`` cannot be read.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        say(f"weights: {path}")
+        return path, folder, _run_config(folder)
+    if not path.is_dir():
+        raise UserError(f"{flag} names '{place}', which is not there; give a run directory or a state dict.")
+    run = _run_config(path)
+    if (chosen := _chosen(path, run)) is not None:
+        say(f"weights: {chosen} (--selection {run['selection']})")
+        return chosen, path, run
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            say(f"weights: {path / name}")
+            return path / name, path, run
+    raise UserError(
+        f"The directory '{place}' ({flag}) holds no weights; expected one of best.pt, {', '.join(WEIGHT_FILES)} or "
+        "the checkpoints of a run in it, or name a state dict."
+    )
+
+
+def _chosen(folder: Path, run: Mapping[str, Any]) -> Path | None:
+    """Return the weights that a run of ours selected, if they are there."""
+    if run.get("selection") == "best" and (folder / "best.pt").is_file():
+        return folder / "best.pt"
+    if run.get("selection") == "last" and (step := CheckpointStore(folder / "checkpoints").latest_step()):
+        return folder / "checkpoints" / f"step-{step:08d}.pt"
+    return None
+
+
+def _read_state(file: Path) -> Mapping[str, Tensor]:
+    """Return the state dict in a file; of a run's checkpoint the average of the weights if it keeps one."""
+    content = read_plain(file)
+    average = content.get("average") if isinstance(content, dict) else None
+    if isinstance(average, dict) and isinstance(average.get("weights"), dict):
+        weights: dict[str, Tensor] = average["weights"]
+        return weights
+    return read_state_dict(file)
+
+
+def _run_config(folder: Path) -> Mapping[str, Any]:
+    if not (folder / "config.json").exists():
+        return {}
+    config: dict[str, Any] = RunDirectory.open(folder).record["config"]
+    return config
+
+
+def _settings(
+    config: SubjectConfig, given: Mapping[str, Any], run: Mapping[str, Any], file: Path
+) -> dict[str, Any]:
+    """Return what is known of the network: the run's word, else the flags'."""
+    values = {name: getattr(config, name) for name in _DECIDED}
+    values.update(canonical({"data": values["data"]}))
+    if not run:
+        return values
+    for name, otherwise in _DECIDED.items():
+        stored = run.get(name, otherwise)
+        if type(stored) is not type(values[name]):
+            raise UserError(
+                f"'{file}' has {name} {stored!r}, expected {type(values[name]).__name__}; restore it, or move the "
+                "weights elsewhere and describe the network by flags."
+            )
+        if name in given and values[name] != stored:
+            raise UserError(
+                f"--{name} {given[name]} contradicts the run, whose config.json has {stored}; leave the flag out, or "
+                "name other weights."
+            )
+        values[name] = stored
+    return values
+
+
+def _test_images(
+    config: SubjectConfig, given: Mapping[str, Any], run: Mapping[str, Any], name: str, say: Say
+) -> ImageSet:
+    """Return the first test images, all unless the flags or else the run say so."""
+    folder, limit = config.data_dir, config.test_images
+    if "data_dir" not in given and isinstance(run.get("data_dir"), str):
+        folder = run["data_dir"]
+    if "test_images" not in given and isinstance(run.get("test_images"), int):
+        limit = run["test_images"]
+    images = load_dataset(name, folder, "test", log=say)
+    for note in images.notes:
+        say(note)
+    if limit and limit < len(images):
+        say(f"the first {limit:,} of {len(images):,} test images")
+        images = images.subset(torch.arange(limit))
+    return images
+
+
+def _check_names(network: Network, state: Mapping[str, Tensor], attention: str, weights: Path) -> None:
+    """Refuse a ResNet's weights for one of another kind: with attention the classifier is ``fc``, else ``linear``."""
+    if not isinstance(network, ResNet):
+        return
+    attends = any(name.startswith("fc.") for name in state)
+    plain = any(name.startswith("linear.") for name in state)
+    if attention == "none" and attends:
+        raise UserError(
+            f"'{weights}' is of a network with reverse attention (its classifier is named fc), but the network asked "
+            "for has none; leave --attention none out, or name the weights of a plain network."
+        )
+    if attention != "none" and plain:
+        raise UserError(
+            f"'{weights}' is of a network without reverse attention (its classifier is named linear), but --attention "
+            f"is {attention}; give --attention none to look at a plain network."
+        )
+
+
+def _method_name(run: Mapping[str, Any]) -> str:
+    """Return how the run calls its method, also for runs of another version or package."""
+    known = {name: value for name, value in run.items() if name in option_names(AncraConfig)}
+    try:
+        return ancra_method(AncraConfig(**{"attention": "none", "contrast": False, **known}), 2).name
+    except (TypeError, AttributeError, KeyError):
+        return str(run.get("method", "unnamed")).upper()

@@ -1,0 +1,75 @@
+"""What the four evaluation scripts have in common: flags from a dataclass, warnings, logs, an exit code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from robust_core.cli import Parser, add_flags, guarded, normalise_flags
+from robust_core.storage import write_whole
+
+__all__ = ["InspectionScript", "write_log"]
+
+
+class Checked(Protocol):
+    """A dataclass of settings (``robust_core.config.option``) that refuses what cannot work."""
+
+    def validate(self) -> None:
+        """Raise ``UserError`` for a setting that cannot work."""
+        ...
+
+
+Config = TypeVar("Config", bound=Checked)
+
+
+@dataclass(frozen=True)
+class InspectionScript(Generic[Config]):
+    """A script that looks at what was trained.
+
+    ``run(config, given)`` does it; ``given`` are the settings that the user gave. ``published`` are the paper's
+    flags, which may be abbreviated; ``idle`` says of settings without effect why they have none.
+    """
+
+    name: str
+    description: str
+    epilog: str
+    kind: type[Config]
+    run: Callable[[Config, Mapping[str, Any]], None]
+    published: Sequence[str]
+    idle: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        """Run with these command-line arguments (default: the process's own); return the exit code."""
+        given = self.parse(sys.argv[1:] if arguments is None else arguments)
+
+        def body() -> None:
+            config = self.kind(**given)
+            for name, why in self.idle.items():
+                if name in given:
+                    print(f"warning: --{name.replace('_', '-')} has no effect here: {why}")
+            config.validate()
+            self.run(config, given)
+
+        return guarded(body, "the same command begins anew")
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Return the given settings by name."""
+        parser = Parser(prog=self.name, description=self.description, epilog=self.epilog)
+        add_flags(parser, self.kind)
+        known = {flag for action in parser._actions for flag in action.option_strings}
+        return vars(parser.parse_args(normalise_flags(arguments, self.published, known)))
+
+
+def write_log(path: Path, config: Any, lines: Iterable[str]) -> None:
+    """Write a log as the published ones are: all settings, then the lines, each with the time; replaces the file.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    stamp = time.strftime("[%Y/%m/%d %H:%M:%S]")
+    settings = "  ".join(f"{name}={value}" for name, value in asdict(config).items())
+    write_whole(path, "".join(f"{stamp} - {line}\n" for line in (settings, *lines)))

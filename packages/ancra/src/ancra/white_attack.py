@@ -1,0 +1,208 @@
+"""``test_white_attack.py``: natural, PGD-40, FGSM, C&W and AutoAttack on the final logits of a trained network.
+
+Every attack runs on the frozen view and is judged by the unmodified ``model(images)`` at every iterate; the
+published lines count the last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ancra.checkpoint import Subject, SubjectConfig, load_subject
+from ancra.inspection import InspectionScript, write_log
+from ancra.published import published_cw
+from robust_core.config import expect, option
+from robust_core.errors import unknown_name
+from robust_core.evaluation import AttackCall, Evaluation, Member, Protocol, evaluate
+from robust_core.reporting import accuracy_table
+
+__all__ = ["RECORD", "WhiteAttackConfig", "main", "published_lines", "white_attack", "white_protocol"]
+
+ATTACKS = ("natural", "pgd", "fgsm", "cw", "aa")
+CW_STEPS = 20
+RECORD = "white-attack"
+PUBLISHED_FLAGS = ("--test-batch-size", "--epsilon", "--num-steps", "--step-size", "--random", "--ckpt-url")
+
+EPILOG = """
+Budgets may be written as fractions: --epsilon 8/255. Network, attention and dataset come from the run's
+config.json; a bare state dict needs them as flags. AutoAttack needs the extra 'eval'; without it the others run.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhiteAttackConfig(SubjectConfig):
+    """Settings of the white-box evaluation; the defaults are the published ones."""
+
+    ckpt_url: str = option(
+        "./checkpoint/baseline/Mart_128_resnet18_cifar100",
+        "run directory, or state dict; results go beside it",
+        flags=("--run-dir", "--model-dir"),
+        group="attacks",
+    )
+    test_batch_size: int = option(200, "images per batch; the published C&W depends on it", group="attacks")
+    epsilon: float = option(8 / 255, "budget of all attacks", kind="fraction", group="attacks")
+    num_steps: int = option(40, "steps of PGD", group="attacks")
+    step_size: float = option(0.007, "step of PGD and C&W", kind="fraction", group="attacks")
+    random: bool = option(True, "random start of PGD and FGSM (C&W: always)", group="attacks")
+    attacks: str = option(",".join(ATTACKS), "which to run, with commas between", group="attacks")
+    aa_images: int = option(
+        0,
+        "AutoAttack on the first N images (0: all; of a run: as there, if it asks for any)",
+        group="attacks",
+    )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The attacks to run, in the published order."""
+        words = {word.strip() for word in self.attacks.split(",") if word.strip()}
+        return tuple(name for name in ATTACKS if name in words)
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            UserError: naming the flag, its value and what is expected.
+        """
+        super().validate()
+        for word in filter(None, (part.strip() for part in self.attacks.split(","))):
+            if word not in ATTACKS:
+                raise unknown_name("attack", word, ATTACKS)
+        expect(bool(self.chosen), "attacks", repr(self.attacks), f"some of {','.join(ATTACKS)}")
+        for name in ("test_batch_size", "num_steps"):
+            expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        expect(self.aa_images >= 0, "aa_images", self.aa_images, "0 or more")
+        for name in ("epsilon", "step_size"):
+            expect(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "0 to 1, e.g. 8/255")
+
+
+def white_protocol(config: WhiteAttackConfig) -> Protocol:
+    """Return the attacks that are asked for, with the published settings."""
+    budget = {"eps": config.epsilon}
+    start = {"random_start": "uniform" if config.random else False}
+    cw = {**budget, "step_size": config.step_size, "steps": CW_STEPS}
+    pgd = {**budget, "step_size": config.step_size, "steps": config.num_steps, **start}
+    members = {
+        "natural": (),
+        "pgd": (Member(f"pgd-{config.num_steps}", "pgd", pgd),),
+        # published: a uniform start, then one step of the whole budget
+        "fgsm": (Member("fgsm", "pgd", {**budget, "step_size": config.epsilon, "steps": 1, **start}),),
+        "cw": (
+            Member("cw-batch-sum", "published_cw", cw),
+            Member("cw", "pgd", {**cw, "loss": "margin"}),
+        ),
+        "aa": (
+            Member(
+                "autoattack",
+                "autoattack",
+                {**budget, "norm": "linf", "version": "standard"},
+                images=config.aa_images or None,
+            ),
+        ),
+    }
+    return Protocol(RECORD, tuple(member for name in config.chosen for member in members[name]))
+
+
+def white_attack(subject: Subject, config: WhiteAttackConfig) -> tuple[Evaluation, list[str]]:
+    """Return the evaluation of a network under :func:`white_protocol`, and what AutoAttack's package logged."""
+    with _autoattack_log() as said:
+        evaluation = evaluate(
+            subject.network,
+            subject.images,
+            white_protocol(config),
+            batch_size=config.test_batch_size,
+            seed=config.seed,
+            device=subject.device,
+            progress=_progress(),
+            runners={"published_cw": _published_cw},
+        )
+    return evaluation, said
+
+
+def published_lines(evaluation: Evaluation) -> list[str]:
+    """Return the published four lines of the attacks that were asked for: shares right at the last iterate."""
+
+    def share(member: str) -> str:
+        run = evaluation.runs[member]
+        if not run.ran:
+            return f"not run: {run.remedy}"
+        return f"{evaluation.last[member][evaluation.attacked[member]].mean():.4f}"
+
+    names = [member.name for member in evaluation.protocol.members]
+    pgd = next((name for name in names if name.startswith("pgd-")), None)
+    first = f"natural acc: {evaluation.natural.mean():.4f}"
+    lines = [first if pgd is None else f"{first}, {pgd.replace('-', '')} robust acc: {share(pgd)}"]
+    told = {"fgsm": "fgsm robust acc", "cw-batch-sum": "cw robust_acc", "autoattack": "Autoattack robust_acc"}
+    return lines + [f"{words}: {share(name)}" for name, words in told.items() if name in names]
+
+
+def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
+    """Attack, print the published lines and our table, write logs and the record."""
+    subject = load_subject(config.ckpt_url, config, given, flag="--ckpt-url")
+    if "aa_images" not in given and isinstance(asked := subject.run.get("aa_images"), int):
+        config = replace(config, aa_images=asked)
+    evaluation, said = white_attack(subject, config)
+    lines = published_lines(evaluation)
+    title = f"{subject.name}: {subject.settings['model']}, {subject.images.info.name}, {subject.weights}"
+    for line in lines:
+        print(line)
+    print()
+    print(accuracy_table(evaluation.summary(), title).text())
+    write_log(subject.folder / "test.log", config, lines)
+    if "aa" in config.chosen:
+        write_log(subject.folder / "autoattack.log", config, [*said, lines[-1]])
+    print(f"record: {evaluation.save(subject.folder / 'evaluation', RECORD)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``test_white_attack.py``; returns the exit code."""
+    return InspectionScript(
+        name="test_white_attack.py",
+        description="Attack a trained network: natural, PGD-40, FGSM, C&W, AutoAttack.",
+        epilog=EPILOG,
+        kind=WhiteAttackConfig,
+        run=run,
+        published=PUBLISHED_FLAGS,
+    )(arguments)
+
+
+def _published_cw(call: AttackCall) -> Tensor:
+    return published_cw(
+        call.network, call.images, call.labels, start=call.starts(), observe=call.observe, **call.options()
+    )
+
+
+def _progress(seconds: float = 30.0) -> Callable[[str, int, int], None]:
+    """Return what says how far each member is, at its end and now and then."""
+    last = time.monotonic()
+
+    def tell(member: str, done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > seconds:
+            last = time.monotonic()
+            print(f"{member}: {done:,} of {total:,} images", flush=True)
+
+    return tell
+
+
+@contextlib.contextmanager
+def _autoattack_log() -> Iterator[list[str]]:
+    """Collect what the package of AutoAttack logs."""
+    lines: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, collector = logging.getLogger("auto-attack"), Collector()
+    logger.addHandler(collector)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(collector)

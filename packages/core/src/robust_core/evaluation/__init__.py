@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from robust_core.evaluation.comparison import compare
+from robust_core.evaluation.examination import Examination, Examiner, Sizes, load_examination
+from robust_core.evaluation.helped import feature_runner, transfer_runner
 from robust_core.evaluation.intervals import (
     MIN_IMAGES,
     Interval,
@@ -18,6 +20,7 @@ from robust_core.evaluation.loop import Progress, evaluate
 from robust_core.evaluation.members import AttackCall, MemberUnavailable, Runner
 from robust_core.evaluation.protocols import PROTOCOLS, Member, Protocol, protocol
 from robust_core.evaluation.record import Evaluation, MemberRun, load_evaluation
+from robust_core.evaluation.sanity import Check, SanityBudget, load_checks, sanity_table, save_checks
 from robust_core.evaluation.summary import INTERVAL_NOTE, summarize
 
 __all__ = [
@@ -25,7 +28,10 @@ __all__ = [
     "MIN_IMAGES",
     "PROTOCOLS",
     "AttackCall",
+    "Check",
     "Evaluation",
+    "Examination",
+    "Examiner",
     "Interval",
     "Member",
     "MemberRun",
@@ -34,15 +40,23 @@ __all__ = [
     "Progress",
     "Protocol",
     "Runner",
+    "SanityBudget",
+    "Sizes",
     "bootstrap_minimum",
     "compare",
     "enough_images",
     "evaluate",
+    "feature_runner",
     "holm",
+    "load_checks",
     "load_evaluation",
+    "load_examination",
     "paired_difference",
     "protocol",
+    "sanity_table",
+    "save_checks",
     "summarize",
     "t_interval",
+    "transfer_runner",
     "wilson",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from robust_core.errors import UserError
 
-__all__ = ["CountingNetwork", "Judge", "check_model", "model_place"]
+__all__ = ["CountingNetwork", "Judge", "Through", "check_model", "model_place", "weights_digest"]
 
 
 class CountingNetwork:
@@ -43,8 +45,28 @@ class CountingNetwork:
             first.register_hook(self._count_backward)
         return found
 
+    def through(self, function: Callable[[Tensor], Tensor], view: object = None) -> Through:
+        """Return another function of the images for attacks, its passes counted here.
+
+        ``view``: the network below it (default: this one's), by which attacks know the layout it computes in.
+        """
+        return Through(self, function, self.view if view is None else view)
+
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward_passes += len(gradient)
+
+
+@dataclass(frozen=True)
+class Through:
+    """A function of images whose passes a :class:`CountingNetwork` counts."""
+
+    counter: CountingNetwork
+    function: Callable[[Tensor], Tensor]
+    view: object
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return what the function gives."""
+        return cast(Tensor, self.counter.passing(self.function, images))
 
 
 class Judge:
@@ -133,6 +155,18 @@ def check_model(model: Any) -> None:
             raise UserError(
                 f"Parameter '{name}' is {parameter.dtype}, evaluation is float32: call model.float() first."
             )
+
+
+def weights_digest(model: Any) -> str:
+    """Return the SHA-256 of a module's tensors, by which a record knows its network (a function has none)."""
+    if not isinstance(model, torch.nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(name.encode("utf8"))
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def model_place(model: Any) -> tuple[torch.device, torch.dtype]:

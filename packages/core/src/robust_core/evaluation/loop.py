@@ -13,7 +13,7 @@ from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
 from robust_core.evaluation.judging import check_model, model_place
 from robust_core.evaluation.members import Runner
-from robust_core.evaluation.protocols import Protocol, as_protocol
+from robust_core.evaluation.protocols import UNFINISHED, Protocol, as_protocol
 from robust_core.evaluation.record import Evaluation
 from robust_core.evaluation.work import MemberResult, Progress, Work
 
@@ -93,8 +93,9 @@ def _evaluation(
     dataset = work.dataset
     ran = {name: result for name, result in results.items() if result.run.ran}
     members = tuple(member for member in protocol.members if member.name in results)
+    name = protocol.name if len(members) == len(protocol.members) else f"{protocol.name}{UNFINISHED}"
     return Evaluation(
-        protocol=Protocol(protocol.name, members),
+        protocol=Protocol(name, members),
         natural=natural.cpu().numpy(),
         last={name: result.last for name, result in ran.items()},
         robust={name: result.robust for name, result in ran.items()},
@@ -112,6 +113,7 @@ def _evaluation(
         batch_size=work.batch_size,
         seconds=sum(result.run.seconds for result in results.values()),
         cascade=cascade,
+        weights=work.weights,
     )
 
 

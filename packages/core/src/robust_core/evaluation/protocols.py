@@ -10,9 +10,11 @@ from typing import Any
 
 from robust_core.errors import UserError, unknown_name
 
-__all__ = ["PROTOCOLS", "Member", "Protocol", "as_protocol", "check_settings", "protocol"]
+__all__ = ["PROTOCOLS", "UNFINISHED", "Member", "Protocol", "as_protocol", "check_settings", "protocol"]
 
 PROTOCOLS = ("natural", "pgd-20", "pgd", "part", "autoattack")
+UNFINISHED = " (unfinished)"
+"""Behind the name of a protocol whose last members have not run yet."""
 # What the evaluation gives to an attack itself, besides the network, images and labels.
 _GIVEN = ("batch_size", "generator", "log", "observe", "start")
 

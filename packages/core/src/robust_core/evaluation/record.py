@@ -60,9 +60,9 @@ class Evaluation:
     ``natural``: right at zero perturbation. ``last[member]``: right at the member's last iterate (published).
     ``robust[member]``: right at zero perturbation and at every iterate of the member. Both are
     meaningful where ``attacked[member]``; members that did not run have no arrays. ``indices``: positions in
-    the full split. ``cascade``: members attacked only what the members before them left standing. ``seconds`` and
-    the passes in ``runs`` are cost, everything else is a function of the
-    model, the data and the seed.
+    the full split. ``cascade``: members attacked only what the members before them left standing. ``weights``:
+    SHA-256 of the network's tensors. ``seconds`` and the passes in ``runs`` are cost, everything else is a function
+    of the model, the data and the seed.
     """
 
     protocol: Protocol
@@ -83,6 +83,7 @@ class Evaluation:
     batch_size: int = 0
     seconds: float = 0.0
     cascade: bool = False
+    weights: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Return accuracies, intervals, worst class and group, and cost (see ``summarize``)."""
@@ -144,6 +145,7 @@ class Evaluation:
             "batch_size": self.batch_size,
             "seconds": self.seconds,
             "cascade": self.cascade,
+            "weights": self.weights,
             "summary": self.summary(),
         }
         # The manifest comes last: a record without it is recognisably unfinished.
@@ -214,4 +216,5 @@ def _from_record(record: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Eva
         batch_size=record["batch_size"],
         seconds=record["seconds"],
         cascade=record.get("cascade", False),
+        weights=record.get("weights", ""),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from robust_core import attacks
 from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
-from robust_core.evaluation.judging import CountingNetwork, Judge
+from robust_core.evaluation.judging import CountingNetwork, Judge, weights_digest
 from robust_core.evaluation.members import RUNNERS, AttackCall, MemberUnavailable, Runner
 from robust_core.evaluation.protocols import Member, check_settings
 from robust_core.evaluation.record import Evaluation, MemberRun
@@ -54,6 +54,7 @@ class Work:
         self.batch_size = batch_size
         self.seed = seed
         self.progress = progress or _no_progress
+        self.weights = weights_digest(model)
         self._network: Callable[[Tensor], Tensor] | None = None
 
     def network(self) -> Callable[[Tensor], Tensor]:
@@ -122,8 +123,8 @@ class Work:
     ) -> MemberResult | None:
         """Return what the same member found before, if it attacked all these images of the same model then.
 
-        The same model is one that is right on the same natural images, to the caller's knowledge also one with
-        the same weights.
+        The same model has the same tensors and is right on the same natural images (a function has no tensors: then
+        the caller must know).
         """
         rows = self.rows_of(member, standing).cpu().numpy()
         indices = self.dataset.indices.cpu().numpy()
@@ -131,6 +132,7 @@ class Work:
         for other in known:
             run = other.runs.get(member.name)
             same = run is not None and run.ran and other.seed == self.seed and other.data == data
+            same = same and other.weights == self.weights
             if not same or not any(_alike(member, candidate) for candidate in other.protocol.members):
                 continue
             places = {int(index): place for place, index in enumerate(other.indices)}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Network", "Normalize", "PooledHead"]
+from robust_core.errors import UserError
+
+__all__ = ["Network", "Normalize", "PooledHead", "pooled_features"]
 
 
 class PooledHead(NamedTuple):
@@ -29,17 +31,39 @@ class PooledHead(NamedTuple):
         return _pooled_logits(features, *self)
 
 
-def _pooled_logits(
-    features: Tensor, norm: nn.Module | None, relu: bool, pool: int | None, linear: nn.Linear
-) -> Tensor:
+def _pooled(features: Tensor, norm: nn.Module | None, relu: bool, pool: int | None) -> Tensor:
     if norm is not None:
         features = norm(features)
     if relu:
         # The output of the norm is ours to overwrite, the features are not.
         features = F.relu(features, inplace=norm is not None)
-    if pool is None:
-        return cast(Tensor, linear(features.mean(dim=(2, 3))))
-    return cast(Tensor, linear(F.avg_pool2d(features, pool).flatten(1)))
+    return features.mean(dim=(2, 3)) if pool is None else F.avg_pool2d(features, pool).flatten(1)
+
+
+def _pooled_logits(
+    features: Tensor, norm: nn.Module | None, relu: bool, pool: int | None, linear: nn.Linear
+) -> Tensor:
+    return cast(Tensor, linear(_pooled(features, norm, relu, pool)))
+
+
+class _WithPooledHead(Protocol):
+    """A network, or a view of one."""
+
+    def forward_features(self, images: Tensor) -> Tensor: ...
+
+    def pooled_head(self) -> PooledHead | None: ...
+
+
+def pooled_features(network: _WithPooledHead, images: Tensor) -> Tensor:
+    """Return what the last linear layer sees ``(N, D)`` of the images, with gradient.
+
+    ``network`` is a network or a frozen view of one. Raises ``UserError`` if its head is not pooling and one
+    linear layer.
+    """
+    head = network.pooled_head()
+    if head is None:
+        raise UserError("The network has no pooled features: its head is not pooling and one linear layer.")
+    return _pooled(network.forward_features(images), head.norm, head.relu, head.pool)
 
 
 class Normalize(nn.Module):

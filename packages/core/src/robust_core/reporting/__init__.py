@@ -7,12 +7,14 @@ from robust_core.reporting.comparison import MethodResult, comparison_figure
 from robust_core.reporting.curves import accuracy_curves, loss_curves
 from robust_core.reporting.figures import png_bytes, save_figure
 from robust_core.reporting.gallery import gallery_caption, gallery_figure
+from robust_core.reporting.honest import examination_figure, examination_table, sanity_as_table
 from robust_core.reporting.page import Facts, Notice, Picture, Pictures, Section, render_page
 from robust_core.reporting.report import write_report
-from robust_core.reporting.run_files import RunFiles, read_run
+from robust_core.reporting.run_files import ADAPTIVE, RunFiles, read_run
 from robust_core.reporting.tables import Table, percent, share_cell
 
 __all__ = [
+    "ADAPTIVE",
     "Facts",
     "MethodResult",
     "Notice",
@@ -25,6 +27,8 @@ __all__ = [
     "accuracy_curves",
     "accuracy_table",
     "comparison_figure",
+    "examination_figure",
+    "examination_table",
     "gallery_caption",
     "gallery_figure",
     "loss_curves",
@@ -34,6 +38,7 @@ __all__ = [
     "png_bytes",
     "read_run",
     "render_page",
+    "sanity_as_table",
     "save_figure",
     "share_cell",
     "write_report",

@@ -13,6 +13,7 @@ from robust_core.reporting.accuracy import accuracy_bars, accuracy_table, part_d
 from robust_core.reporting.curves import accuracy_curves, loss_curves
 from robust_core.reporting.figures import save_figure
 from robust_core.reporting.gallery import gallery_caption, gallery_figure
+from robust_core.reporting.honest import examination_figure, examination_table, sanity_as_table
 from robust_core.reporting.page import Block, Facts, Notice, Picture, Pictures, Section, render_page
 from robust_core.reporting.run_files import RunFiles, read_run
 from robust_core.reporting.tables import percent
@@ -29,6 +30,7 @@ def write_report(run_dir: str | Path) -> Path:
     run = read_run(run_dir)
     folder = run.path / "report"
     sections = [_evaluation(folder, name, summary) for name, summary in run.evaluations.items()]
+    sections += _examination(folder, run)
     sections += [_curves(folder, run), _gallery(folder, run), _setup(run)]
     if run.problems:
         sections.insert(0, Section("What is missing", tuple(Notice(problem) for problem in run.problems)))
@@ -88,6 +90,29 @@ def _evaluation(folder: Path, name: str, summary: dict[str, Any]) -> Section:
         tables.append(part_table(rows, kind, title=f"Per {kind}"))
     blocks: list[Block] = [accuracy_table(summary, title=f"Protocol {summary['protocol']}")]
     return Section(f"Evaluation: {name}", (*blocks, Pictures(tuple(pictures)), *tables))
+
+
+def _examination(folder: Path, run: RunFiles) -> list[Section]:
+    """What attacks that know the network found, and the sanity table; nothing where neither was made."""
+    blocks: list[Block] = []
+    if run.examination is not None:
+        blocks.append(examination_table(run.examination, title="Attacks that know the network"))
+        worst = percent(float(run.examination.cascade.worst_case().mean()))
+        blocks.append(
+            Pictures(
+                (
+                    _picture(
+                        examination_figure(run.examination),
+                        folder / "adaptive.png",
+                        f"Accuracy under each attack alone; worst case of all {worst}%.",
+                        "Accuracy under each attack alone with 95% Wilson intervals, and the worst case of all.",
+                    ),
+                )
+            )
+        )
+    if run.sanity:
+        blocks.append(sanity_as_table(run.sanity, title="Sanity table"))
+    return [Section("Attacks that know the network", tuple(blocks))] if blocks else []
 
 
 def _curves(folder: Path, run: RunFiles) -> Section:

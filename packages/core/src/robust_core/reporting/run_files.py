@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robust_core.errors import UserError
-from robust_core.evaluation import load_evaluation
+from robust_core.evaluation import Check, Examination, load_checks, load_evaluation, load_examination
 
-__all__ = ["RunFiles", "read_run"]
+__all__ = ["ADAPTIVE", "RunFiles", "read_run"]
 
+ADAPTIVE = "adaptive"
+"""Folder of a run that holds what attacks that know the network found."""
 KNOWN = ("config.json", "metrics.jsonl", "evaluation", "gallery.npz")
 
 
@@ -29,6 +31,8 @@ class RunFiles:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    examination: Examination | None = None
+    sanity: list[Check] = field(default_factory=list)
     gallery: dict[str, NDArray[Any]] | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -49,6 +53,7 @@ def read_run(run_dir: str | Path) -> RunFiles:
     run.epochs = [line for line in metrics if line.get("kind") == "epoch"]
     run.timings = _read_lines(run, "timings.jsonl", "nothing is known of speed and memory")
     _read_evaluations(run)
+    _read_examination(run)
     _read_gallery(run)
     return run
 
@@ -102,6 +107,18 @@ def _read_evaluations(run: RunFiles) -> None:
             run.problems.append(str(error))
     if not names:
         run.problems.append("There is no evaluation: the run was not evaluated, or not yet.")
+
+
+def _read_examination(run: RunFiles) -> None:
+    """Read what attacks that know the network found; most runs have nothing of the kind."""
+    folder = run.path / ADAPTIVE
+    try:
+        if (folder / "cascade.json").exists():
+            run.examination = load_examination(folder)
+        if (folder / "sanity.json").exists():
+            run.sanity = load_checks(folder / "sanity.json")
+    except UserError as error:
+        run.problems.append(str(error))
 
 
 def _read_gallery(run: RunFiles) -> None:

@@ -1,0 +1,179 @@
+"""A suite of attacks carried out as honest evaluation asks: in a cascade, each alone, in float64, and for longer.
+
+Each part is saved member by member, so that an examination of hours goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robust_core.data.types import ImageSet
+from robust_core.errors import UserError
+from robust_core.evaluation.loop import evaluate
+from robust_core.evaluation.members import Runner
+from robust_core.evaluation.protocols import UNFINISHED, Protocol
+from robust_core.evaluation.record import Evaluation, load_evaluation
+from robust_core.evaluation.work import Progress
+
+__all__ = ["Examination", "Examiner", "Sizes", "load_examination"]
+
+GAIN = 0.01
+"""Five times the steps may lower the worst case by one point; where they lower it by more, the budget is doubled."""
+WITHOUT_GRADIENTS = ("autoattack", "square", "square-outputs", "rays", "random_corners")
+NAMES = ("cascade", "alone", "long", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """On how many of the first images each part runs (0: not at all), and for how many steps the longer one."""
+
+    cascade: int = 1000
+    alone: int = 200
+    long: int = 200
+    precise: int = 100
+    long_steps: int = 500
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a suite found.
+
+    ``cascade``: the worst case, members one after the other on what stands. ``alone``: every member on its own.
+    ``long``: the cascade on fewer images with more steps. ``float32`` and ``float64``: the members with gradients, on
+    the same few images in either precision. Parts that were left out are None.
+    """
+
+    cascade: Evaluation
+    alone: Evaluation | None = None
+    long: Evaluation | None = None
+    float32: Evaluation | None = None
+    float64: Evaluation | None = None
+
+    def gain(self) -> float | None:
+        """Return by how much more steps lower the worst case of the same images (a share, may be negative)."""
+        if self.long is None:
+            return None
+        count = len(self.long.labels)
+        return float(self.cascade.worst_case()[:count].mean() - self.long.worst_case().mean())
+
+    def precision_gap(self) -> float | None:
+        """Return by how much the two precisions differ in their worst case (a share, not negative)."""
+        if self.float32 is None or self.float64 is None:
+            return None
+        return abs(float(self.float32.worst_case().mean() - self.float64.worst_case().mean()))
+
+
+@dataclass
+class Examiner:
+    """Carries out the parts of a suite on one network.
+
+    ``suite(steps)`` gives the protocol with so many steps of its gradient attacks; ``folder`` keeps the parts (None:
+    nothing is kept); ``known`` are evaluations from which equal members are taken over.
+    """
+
+    model: nn.Module
+    dataset: ImageSet
+    suite: Callable[[int], Protocol]
+    runners: Mapping[str, Runner]
+    sizes: Sizes = field(default_factory=Sizes)
+    seed: int = 0
+    batch_size: int = 128
+    device: torch.device | str | None = None
+    folder: Path | None = None
+    known: Sequence[Evaluation] = ()
+    progress: Progress | None = None
+    say: Callable[[str], None] = print
+
+    def examine(self, steps: int = 100) -> Examination:
+        """Return all parts; the budget of ``steps`` is doubled as long as the longer run gains more than a point."""
+        sizes, long = self.sizes, self.sizes.long_steps
+        while True:
+            found = Examination(
+                cascade=self._part("cascade", self.suite(steps), sizes.cascade),
+                alone=self._part("alone", self.suite(steps), sizes.alone, cascade=False)
+                if sizes.alone
+                else None,
+                long=self._part("long", self.suite(max(long, steps)), sizes.long) if sizes.long else None,
+                float32=self._precise("float32", steps),
+                float64=self._precise("float64", steps),
+            )
+            gain = found.gain()
+            if gain is None or gain <= GAIN or steps >= long:
+                return found
+            self.say(
+                f"{long} steps instead of {steps} lower the worst case by {100 * gain:.1f} points, more than one: the "
+                f"suite is run again with {min(2 * steps, long)} steps"
+            )
+            steps = min(2 * steps, long)
+
+    def _precise(self, name: str, steps: int) -> Evaluation | None:
+        """Carry out the members with gradients in one precision."""
+        if not self.sizes.precise:
+            return None
+        return self._part(name, self._with_gradients(steps), self.sizes.precise, double=name == "float64")
+
+    def _with_gradients(self, steps: int) -> Protocol:
+        whole = self.suite(steps)
+        members = tuple(member for member in whole.members if member.kind not in WITHOUT_GRADIENTS)
+        return Protocol(f"{whole.name} with gradients", members)
+
+    def _part(
+        self, name: str, protocol: Protocol, images: int, *, cascade: bool = True, double: bool = False
+    ) -> Evaluation:
+        """Carry out one part, or what is left of it."""
+        model = copy.deepcopy(self.model).double() if double else self.model
+
+        def keep(found: Evaluation) -> None:
+            if self.folder is not None:
+                found.save(self.folder, name)
+
+        return evaluate(
+            model,
+            self.dataset,
+            protocol,
+            limit=images,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            runners=self.runners,
+            progress=self.progress,
+            cascade=cascade,
+            known=[*self.known, *self._kept()],
+            keep=keep,
+        )
+
+    def _kept(self) -> list[Evaluation]:
+        """Return what lies in the folder, whole or not."""
+        found = []
+        for name in NAMES:
+            if self.folder is not None and (self.folder / f"{name}.json").exists():
+                try:
+                    found.append(load_evaluation(self.folder, name))
+                except UserError as error:
+                    self.say(f"warning: {error}")
+        return found
+
+
+def load_examination(folder: Path) -> Examination:
+    """Return the examination that an :class:`Examiner` left in a folder.
+
+    Raises:
+        UserError: if the cascade is missing, or a part damaged or not finished.
+    """
+    parts = {
+        name: load_evaluation(folder, name)
+        for name in NAMES
+        if name == "cascade" or (folder / f"{name}.json").exists()
+    }
+    for name, part in parts.items():
+        if part.protocol.name.endswith(UNFINISHED):
+            raise UserError(
+                f"'{folder / name}.json' is not finished; the command that began it goes on with it."
+            )
+    return Examination(**parts)

@@ -1,0 +1,144 @@
+"""The honest examination of a trained network: the adaptive suite, the sanity table, and what they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ancra.adaptive import FULL, QUICK, Budget, adaptive_protocol, adaptive_runners, blocks_of
+from robust_core.data import ImageSet, class_balanced_subset
+from robust_core.evaluation import (
+    Check,
+    Evaluation,
+    Examination,
+    Examiner,
+    Progress,
+    Protocol,
+    SanityBudget,
+    Sizes,
+    sanity_table,
+    save_checks,
+)
+from robust_core.evaluation.sanity import adaptive_check
+from robust_core.models import Network
+from robust_core.reporting import (
+    ADAPTIVE,
+    examination_figure,
+    examination_table,
+    sanity_as_table,
+    save_figure,
+)
+from robust_core.storage import write_whole
+
+__all__ = ["EXAMINATIONS", "Effort", "examine_network"]
+
+REFERENCES = 5000
+"""Training images among which the nearest are looked for."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How thorough an examination is; ``sanity_images`` 0: no sanity table."""
+
+    budget: Budget = FULL
+    sizes: Sizes = field(default_factory=Sizes)
+    sanity: SanityBudget = field(default_factory=SanityBudget)
+    sanity_images: int = 500
+    autoattack: bool = True
+
+
+_SMALL_SANITY = SanityBudget(apgd_steps=20, more_steps=40, more_restarts=2, queries=100, corners=20)
+EXAMINATIONS: Mapping[str, Effort] = {
+    "full": Effort(),
+    "demo": Effort(
+        budget=QUICK,
+        sizes=Sizes(cascade=200, alone=0, long=0, precise=0),
+        sanity_images=0,
+        autoattack=False,
+    ),
+    "smoke": Effort(
+        budget=replace(QUICK, steps=2, queries=10, hard_label_queries=20, hard_label_images=4),
+        sizes=Sizes(cascade=20, alone=8, long=8, precise=4, long_steps=4),
+        sanity=replace(_SMALL_SANITY, steps=2, apgd_steps=2, more_steps=4, queries=5, corners=2),
+        sanity_images=8,
+        autoattack=False,
+    ),
+}
+
+
+def examine_network(
+    network: Network,
+    images: ImageSet,
+    folder: Path,
+    *,
+    effort: Effort,
+    eps: float = 8 / 255,
+    training_images: ImageSet | None = None,
+    sources: Mapping[str, Network] | None = None,
+    known: Sequence[Evaluation] = (),
+    seed: int = 0,
+    batch_size: int = 128,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[Examination, list[Check]]:
+    """Return the adaptive suite's findings and the sanity table of a network in evaluation mode.
+
+    Both go to ``folder/adaptive`` (records, ``adaptive.md``, ``adaptive.png`` and ``.pdf``, ``sanity.json``), member by
+    member, so that an examination that was stopped goes on. ``training_images`` and ``sources`` (networks to transfer
+    from) make members run that need them; ``known`` evaluations of the same weights spare their members.
+    """
+    home = folder / ADAPTIVE
+    sources = dict(sources or {})
+    references = training_images
+    if references is not None and len(references) > REFERENCES:
+        references = class_balanced_subset(references, REFERENCES, seed)
+
+    def suite(steps: int) -> Protocol:
+        return adaptive_protocol(
+            blocks_of(network),
+            images.info.num_classes,
+            eps=eps,
+            budget=replace(effort.budget, steps=steps),
+            sources=sorted(sources),
+            autoattack=effort.autoattack,
+        )
+
+    examiner = Examiner(
+        model=network,
+        dataset=images,
+        suite=suite,
+        runners=adaptive_runners(references, sources),
+        sizes=effort.sizes,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        folder=home,
+        known=known,
+        progress=progress,
+        say=say,
+    )
+    found = examiner.examine(effort.budget.steps)
+    checks = [adaptive_check(found.cascade, "autoattack")]
+    if effort.sanity_images:
+        checks = sanity_table(
+            network,
+            images,
+            images=effort.sanity_images,
+            budget=replace(effort.sanity, eps=eps),
+            sources=sources,
+            adaptive=found.cascade,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )
+    save_checks(home / "sanity.json", checks)
+    figure = examination_figure(found)
+    for ending in ("png", "pdf"):
+        save_figure(figure, home / f"adaptive.{ending}")
+    tables = [examination_table(found, "Adaptive suite"), sanity_as_table(checks, "Sanity table")]
+    write_whole(home / "adaptive.md", "\n".join(table.markdown() for table in tables))
+    return found, checks

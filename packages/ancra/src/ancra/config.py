@@ -107,6 +107,7 @@ class AncraConfig(RunConfig):
         "epochs from which the rate is a tenth, a hundredth, ...",
         group="training",
     )
+    natural_steps: int = option(0, "steps on natural images before everything else", group="training")
     warm_up_steps: int = option(
         0, "steps of AT under a rising budget before the method (small networks need it)", group="training"
     )
@@ -173,7 +174,7 @@ class AncraConfig(RunConfig):
         expect(0.0 <= self.alpha <= 1.0, "alpha", self.alpha, "a number in [0, 1]")
         for name in ("sample_class_number", "sample_number", "save_freq", "test_batch_size", "restart_epoch"):
             expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warm_up_steps", "main_steps", "aa_images"):
+        for name in ("natural_steps", "warm_up_steps", "main_steps", "aa_images"):
             expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         expect(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         if self.restart_epoch > self.epochs:

@@ -66,7 +66,9 @@ class Ancra:
     (``attack_cr`` in the untargeted attack: officially 2 whatever cr is). ``attention_by`` "label" weighs the
     training features by the true class, as published, "predicted" by the predicted one. ``train_mode_attack``
     is the published baselines' attack on the live model in training mode. ``first_epoch`` is the number of the
-    run's first epoch (``--restart_epoch``), from which strategies count.
+    run's first epoch (``--restart_epoch``), from which strategies count. Without ``steps`` it
+    trains on natural images. ``ramp`` lets the budget of the untargeted
+    attack rise linearly from 0 over the phase, without which a small network may not begin to learn.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Ancra:
     train_mode_attack: bool = False
     negatives: NegativeChoice = field(default_factory=NegativeChoice)
     first_epoch: int = 1
+    ramp: bool = False
     without_negative: Tensor | None = field(default=None, init=False, repr=False)
     warned: bool = field(default=False, init=False, repr=False)
 
@@ -132,6 +135,9 @@ class Ancra:
         return found
 
     def _attack(self, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
+        if self.steps == 0:
+            return batch.images
+        eps = self.eps * context.progress if self.ramp else self.eps
         start = batch.images + _NOISE * context.normal("start", batch.images)
         if self.train_mode_attack:
             return published_train_mode_pgd(
@@ -139,7 +145,7 @@ class Ancra:
                 batch.images,
                 batch.labels,
                 start=start,
-                eps=self.eps,
+                eps=eps,
                 step_size=self.step_size,
                 steps=self.steps,
             )
@@ -149,7 +155,7 @@ class Ancra:
                 batch.images,
                 batch.labels,
                 start=start,
-                eps=self.eps,
+                eps=eps,
                 step_size=self.step_size,
                 steps=self.steps,
                 cr=self.attack_cr,

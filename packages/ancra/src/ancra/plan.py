@@ -55,15 +55,15 @@ def ancra_method(config: AncraConfig, num_classes: int) -> Ancra:
     )
 
 
-def warm_up_method(config: AncraConfig, num_classes: int) -> Ancra:
-    """Return AT under a rising budget, on final and auxiliary logits, whatever comes after it."""
+def warm_up_method(config: AncraConfig, num_classes: int, *, steps: int) -> Ancra:
+    """Return what comes before the method: AT under a rising budget, on natural images without attack ``steps``."""
     return Ancra(
-        name="warm-up",
+        name="AT" if steps else "natural",
         family="pgd",
         num_classes=num_classes,
         eps=config.epsilon,
         step_size=config.step_size,
-        steps=config.num_steps,
+        steps=steps,
         zeta=0.0,
         cr=config.cr_beta,
         attack_cr=config.cr_beta,
@@ -76,18 +76,20 @@ class AncraPlan:
     """What ANCRA adds to a session."""
 
     def phases(self, config: AncraConfig, epoch_steps: int) -> list[Phase]:
-        """Return the method's phase, the epochs from ``--restart_epoch`` to ``--epochs``, behind a warm-up if any."""
+        """Return natural steps and a warm-up if any, then the method from ``--restart_epoch`` to ``--epochs``."""
         done = config.restart_epoch - 1
         classes = dataset_info(config.data).num_classes
         rate = Rate(config.schedule, config.lr, config.epochs_of_the_rate, epoch_offset=done)
         if config.schedule == "linear":
             rate = Rate("linear", config.lr)
         steps = config.main_steps or (config.epochs - done) * epoch_steps
-        main = Phase("main", ancra_method(config, classes), steps, rate)
-        if not config.warm_up_steps:
-            return [main]
-        warm_up = warm_up_method(config, classes)
-        return [Phase("warm-up", warm_up, config.warm_up_steps, Rate("constant", config.lr)), main]
+        before = (("natural", config.natural_steps, 0), ("warm-up", config.warm_up_steps, config.num_steps))
+        phases = [
+            Phase(name, warm_up_method(config, classes, steps=attacks), count, Rate("constant", config.lr))
+            for name, count, attacks in before
+            if count
+        ]
+        return [*phases, Phase("main", ancra_method(config, classes), steps, rate)]
 
     def network(self, config: AncraConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
         """Return the network with the configured attention, and with ``--restart_epoch`` its weights.

@@ -68,7 +68,8 @@ _DEMO: dict[str, Any] = {
     "lr": 0.1,
     "num_steps": 3,
     "step_size": 4 / 255,
-    "warm_up_steps": 200,
+    "natural_steps": 200,
+    "warm_up_steps": 150,
     "main_steps": 100,
     "schedule": "linear",
     "test_images": 500,
@@ -91,7 +92,8 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     "demo": _DEMO,
     "smoke": {
         **_DEMO,
-        "warm_up_steps": 20,
+        "natural_steps": 20,
+        "warm_up_steps": 15,
         "main_steps": 10,
         "test_images": 100,
         "curve_images": 20,
@@ -99,7 +101,10 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _SMALL = {"resnet18": "resnet10-s2", "wrn-34-10": "wrn-16-2", "preactresnet18": "preactresnet18-w16"}
-_REPLACED = {"epochs": ("warm_up_steps", "main_steps", "schedule"), "milestones": ("schedule",)}
+_REPLACED = {
+    "epochs": ("natural_steps", "warm_up_steps", "main_steps", "schedule"),
+    "milestones": ("schedule",),
+}
 """Flags whose meaning a scale's default for another setting would override."""
 
 

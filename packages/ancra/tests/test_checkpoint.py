@@ -139,7 +139,7 @@ def test_bare_and_nested_state_dicts_load_and_flags_describe_them(tmp_path, nest
 def test_weights_of_the_other_kind_of_network_are_refused(tmp_path):
     torch.save(state(attention="none"), tmp_path / "plain.pt")
     torch.save(state(), tmp_path / "attending.pt")
-    with pytest.raises(UserError, match="is of a network without reverse attention .* --attention none"):
+    with pytest.raises(UserError, match=r"is of a network without reverse attention .* --attention none"):
         load(tmp_path / "plain.pt")
     with pytest.raises(UserError, match="is of a network with reverse attention"):
         load(tmp_path / "attending.pt", attention="none")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import undrawn
 from script_fixtures import environment, folders, in_process, script
@@ -74,3 +78,28 @@ def trained(tmp_path_factory):
         for name, train in (("ancra", cli.train_cifar10_resnet), ("trades", cli.train_resnet18_baseline)):
             assert train([*TRAINING, "--run-dir", str(folder / name)]) == 0
     return folder
+
+
+class FakeUmap(types.ModuleType):
+    """Stands for umap-learn, whose compilation takes half a minute: keeps its settings, gives two features."""
+
+    def __init__(self):
+        super().__init__("umap")
+        self.settings = {}
+
+    def UMAP(self, **settings):
+        self.settings = settings
+        return types.SimpleNamespace(fit_transform=lambda features: features[:, :2].astype(np.float64))
+
+
+@pytest.fixture
+def umap(monkeypatch):
+    fake = FakeUmap()
+    monkeypatch.setitem(sys.modules, "umap", fake)
+    return fake
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """Return a folder with copies of the trained runs."""
+    return Path(shutil.copytree(trained, tmp_path / "runs"))

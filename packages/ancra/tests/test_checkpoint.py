@@ -104,7 +104,7 @@ def test_the_runs_settings_decide_and_nothing_needs_to_be_said(tmp_path):
     ("given", "told"),
     [
         ({"model": "resnet18"}, "--model resnet18 contradicts the run, whose config.json has resnet8-s2"),
-        ({"data": "cifar100"}, "--data cifar100 contradicts the run, whose config.json has shapes"),
+        ({"data": "cifar100"}, "--dataset cifar100 contradicts the run, whose config.json has shapes"),
         ({"attention": "none"}, "--attention none contradicts the run, whose config.json has reverse"),
         ({"normalize": True}, "--normalize True contradicts the run, whose config.json has False"),
         ({"num_classes": 100}, "--num-classes 100 contradicts shapes, which has 10"),
@@ -125,6 +125,13 @@ def test_a_run_without_attention_settings_is_of_a_plain_network(tmp_path):
     torch.save(build_model("resnet8-s2", 10, seed=0).state_dict(), run / "w.pt")
     subject = load_subject(str(run / "w.pt"), *settings(test_images=5), **PLACE)
     assert (subject.settings["attention"], subject.name) == ("none", "PART")
+
+
+def test_a_folder_that_cannot_take_the_results_is_refused_at_once(tmp_path, monkeypatch):
+    torch.save(state(), tmp_path / "w.pt")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match="cannot be written, but the results belong there"):
+        load(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("nest", [None, "state_dict", "model", "net"])

@@ -8,6 +8,7 @@ one), then ``best_adv_model.pt``, ``model-120.pt``, ``model_120.pth``, ``model-w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ WEIGHT_FILES = (
 
 # What a run decides once and for all, and what it means where a run of another package does not say.
 _DECIDED: Mapping[str, Any] = {"model": None, "data": None, "attention": "none", "normalize": False}
+_FLAGS = {"data": "dataset"}
 _GROUP = "network and images"
 
 
@@ -122,6 +124,10 @@ def load_subject(
         UserError: if there are no weights, they do not fit the network, or the data is not there.
     """
     weights, folder, run = find_weights(place, flag=flag, say=say)
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"'{folder}' cannot be written, but the results belong there; copy the run to where it can."
+        )
     settings = _settings(config, given, run, folder / "config.json")
     device = torch.device(resolve_device("cpu" if config.no_cuda else config.device))
     if config.threads:
@@ -220,8 +226,8 @@ def _settings(
             )
         if name in given and values[name] != stored:
             raise UserError(
-                f"--{name} {given[name]} contradicts the run, whose config.json has {stored}; leave the flag out, or "
-                "name other weights."
+                f"--{_FLAGS.get(name, name)} {given[name]} contradicts the run, whose config.json has {stored}; leave "
+                "the flag out, or name other weights."
             )
         values[name] = stored
     return values

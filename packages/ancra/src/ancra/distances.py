@@ -22,7 +22,7 @@ from torch import Tensor
 from ancra.attacks import targeted_pgd
 from ancra.checkpoint import Subject, SubjectConfig, load_subject
 from ancra.features import Distances, Spread, feature_distances, pooled_features, spread_of
-from ancra.inspection import InspectionScript, write_log
+from ancra.inspection import InspectionScript, made_folder, write_log
 from ancra.negatives import STRATEGIES, draw, pick_negatives
 from robust_core.attacks import draw_start, pgd
 from robust_core.config import expect, option
@@ -185,6 +185,7 @@ def run(config: DistanceConfig, given: Mapping[str, Any]) -> None:
     """Measure, print and log the published statistics, save the arrays."""
     subject = load_subject(config.model_dir, config, given, flag="--model-dir")
     _check_class(subject.images, config.target_label)
+    folder = made_folder(config.out)
     found = pair_distances(
         subject.network,
         subject.images,
@@ -211,7 +212,7 @@ def run(config: DistanceConfig, given: Mapping[str, Any]) -> None:
     for line in lines:
         print(line)
     write_log(subject.folder / "eval.log", config, lines)
-    print(f"arrays: {_save(found, subject, config)}")
+    print(f"arrays: {_save(found, subject, config, folder)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -275,10 +276,10 @@ def _check_class(images: ImageSet, target: int) -> None:
         )
 
 
-def _save(found: PairDistances, subject: Subject, config: DistanceConfig) -> Path:
+def _save(found: PairDistances, subject: Subject, config: DistanceConfig, folder: Path) -> Path:
     """Write the four arrays, then what they are; returns the latter's path."""
     name = config.name or subject.name
-    beginning = Path(config.out).expanduser() / f"{config.target_label}-{name}"
+    beginning = folder / f"{config.target_label}-{name}"
     manifest = beginning.with_name(beginning.name + ".json")
     digest = file_digest(subject.weights)
     if _measured_before(manifest) not in (None, digest):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ancra.distances import QUANTITIES, Quantity, statistics_line
 from ancra.features import spread_of
-from ancra.inspection import InspectionScript, write_log
+from ancra.inspection import InspectionScript, made_folder, write_log
 from robust_core.config import expect, option
 from robust_core.errors import UserError, unknown_name
 from robust_core.reporting import save_figure
@@ -131,8 +131,8 @@ def histogram_figure(quantity: Quantity, methods: Sequence[Measured]) -> Figure:
 def run(config: HistogramConfig, given: Mapping[str, Any]) -> None:
     """Draw the four figures, print and log the published statistics."""
     del given
-    folder, out = Path(config.measured).expanduser(), Path(config.out).expanduser()
-    methods = _chosen(read_measured(folder, config.target_label), config)
+    methods = _chosen(read_measured(Path(config.measured).expanduser(), config.target_label), config)
+    out = made_folder(config.out)
     lines = [
         f"{method.name}: {statistics_line(quantity.title, spread_of(torch.from_numpy(method.arrays[quantity.key])))}"
         for quantity in QUANTITIES

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
+from robust_core.errors import UserError
 from robust_core.storage import write_whole
 
-__all__ = ["InspectionScript", "write_log"]
+__all__ = ["InspectionScript", "made_folder", "write_log"]
 
 
 class Checked(Protocol):
@@ -62,6 +63,18 @@ class InspectionScript(Generic[Config]):
         add_flags(parser, self.kind)
         known = {flag for action in parser._actions for flag in action.option_strings}
         return vars(parser.parse_args(normalise_flags(arguments, self.published, known)))
+
+
+def made_folder(name: str) -> Path:
+    """Return the folder that ``--out`` names, made if need be; ``UserError`` where none can be."""
+    path = Path(name).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out names '{path}', where no folder can be made ({error.strerror}); choose another."
+        ) from None
+    return path
 
 
 def write_log(path: Path, config: Any, lines: Iterable[str]) -> None:

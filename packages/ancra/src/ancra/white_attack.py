@@ -148,6 +148,7 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     if "aa_images" not in given and isinstance(asked := subject.run.get("aa_images"), int):
         config = replace(config, aa_images=asked)
     evaluation, said = white_attack(subject, config)
+    record = evaluation.save(subject.folder / "evaluation", RECORD)
     lines = published_lines(evaluation)
     title = f"{subject.name}: {subject.settings['model']}, {subject.images.info.name}, {subject.weights}"
     for line in lines:
@@ -157,7 +158,7 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     write_log(subject.folder / "test.log", config, lines)
     if "aa" in config.chosen:
         write_log(subject.folder / "autoattack.log", config, [*said, lines[-1]])
-    print(f"record: {evaluation.save(subject.folder / 'evaluation', RECORD)}")
+    print(f"record: {record}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

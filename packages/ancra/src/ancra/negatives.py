@@ -71,12 +71,12 @@ def random_negatives(anchor_labels: Tensor, labels: Tensor, draws: Draws, *, num
     upto = eligible.cumsum(dim=0)
     total = upto[-1:]
     # so many eligible classes past the anchor's own, in a circle: all but that one
-    past = _distinct(draws.classes, (total - eligible.long())[anchor_labels])
-    rank = (upto[anchor_labels][:, None] + past) % total.clamp(min=1)
-    chosen = torch.searchsorted(upto, rank + 1).clamp(max=num_classes - 1)
-    within = _distinct(draws.images, members[chosen])
+    past = _distinct(draws.classes, (total - eligible.long()).take(anchor_labels))
+    rank = (upto.take(anchor_labels)[:, None] + past) % total.clamp(min=1)
+    chosen = torch.searchsorted(upto, rank, right=True).clamp(max=num_classes - 1)
+    within = _distinct(draws.images, members.take(chosen))
     # where there is no such class the places mean nothing, but stay inside
-    indices = by_class[(first[chosen][:, :, None] + within).clamp(0, len(labels) - 1)]
+    indices = by_class.take((first.take(chosen)[:, :, None] + within).clamp(0, len(labels) - 1))
     return Negatives(indices.flatten(1), (past >= 0)[:, :, None].expand_as(indices).flatten(1))
 
 
@@ -89,12 +89,12 @@ def _distinct(uniform: Tensor, counts: Tensor) -> Tensor:
     size = uniform.shape[-1]
     chosen: list[Tensor] = []
     for step in range(size):
-        end = counts - (size - step)
-        drawn = (uniform[..., step] * (end + 1)).long().minimum(end)
+        end = counts[..., None] - (size - step)
+        drawn = (uniform[..., step : step + 1] * (end + 1)).long().minimum(end)
         for before in chosen:
             drawn = torch.where(drawn == before, end, drawn)
         chosen.append(drawn)
-    return torch.stack(chosen, dim=-1)
+    return chosen[0] if size == 1 else torch.cat(chosen, dim=-1)
 
 
 def candidates(
@@ -146,13 +146,14 @@ def pick_negatives(
         return drawn
     if logits is None:
         raise UserError(f"The strategy '{strategy}' chooses by logits (B, K): give those of the batch.")
-    ranked, by_rule = _best(strategy, rows, labels, logits.detach(), drawn.indices.shape[1])
-    if ranked.shape[1] == 1:
+    count = drawn.indices.shape[1]
+    ranked, by_rule = _best(strategy, rows, labels, logits.detach(), count)
+    if count == 1:
         return Negatives(torch.where(by_rule, ranked, drawn.indices), by_rule | drawn.found)
     repeated = ((drawn.indices[:, :, None] == ranked[:, None, :]) & by_rule[:, None, :]).any(dim=2)
     # what the strategy found first, then what the random rule adds to it
     indices, found = torch.cat([ranked, drawn.indices], 1), torch.cat([by_rule, drawn.found & ~repeated], 1)
-    order = (~found).int().argsort(dim=1, stable=True)[:, : ranked.shape[1]]
+    order = (~found).int().argsort(dim=1, stable=True)[:, :count]
     return Negatives(indices.gather(1, order), found.gather(1, order))
 
 
@@ -184,9 +185,8 @@ def _best_by_prediction(
     And whose they are, both ``(K, K, count)``; -inf where there are fewer.
     """
     size, num_classes = logits.shape
-    numbers = torch.arange(max(size, num_classes), device=logits.device)
-    images, classes = numbers[:size], numbers[:num_classes]
-    scores = logits.t().masked_fill(labels == classes[:, None], -torch.inf)
+    images = torch.arange(size, device=logits.device)
+    scores = logits.scatter(1, labels[:, None], -torch.inf).t()  # (K, B), without each class's own images
     groups = predictions.expand_as(scores)
     none = scores.new_full((num_classes, num_classes), -torch.inf)
     nobody = images.new_full((num_classes, num_classes), size - 1)

@@ -140,7 +140,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure attacks, masks and loading against what people use instead (under 20 minutes)."""
+    """Measure attacks, masks, negatives and loading against what people use instead (under 20 minutes)."""
     environment(session, "bench")
     python(session, "-m", "benchmarks.speed", *session.posargs)
 

@@ -1,7 +1,8 @@
 """Measure ours against what people use instead: both sides in one run, in turns, results compared first.
 
 (a) PART's attack of ten steps against the published loop, (b) PGD-10 against the attack libraries, (c) masks
-against torchcam and PIL, (d) loading against a torchvision DataLoader. ResNet-18, batch 128, evaluation mode.
+against torchcam and PIL, (d) loading against a torchvision DataLoader, all with ResNet-18, batch 128, in evaluation
+mode; ANCRA's (e) choice of negatives and (f) contrast against plain Python, (g) training step against its passes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import libraries, loading, masks, part_attack
+from benchmarks.speed import ancra_step, libraries, loading, masks, negatives, part_attack
 from benchmarks.speed.record import default_path, describe_machine, write_record
 from benchmarks.speed.rows import Row, markdown
 from benchmarks.speed.setting import Setting, bf16_note, make_setting, say
@@ -24,6 +25,9 @@ COMPARISONS: dict[str, Callable[[Setting], list[Row]]] = {
     "b": libraries.compare,
     "c": masks.compare,
     "d": loading.compare,
+    "e": negatives.compare_choices,
+    "f": negatives.compare_contrasts,
+    "g": ancra_step.compare,
 }
 
 

@@ -168,4 +168,4 @@ def compare(setting: Setting) -> list[Row]:
     ours = {name: partial(_ours, view, setting) for name, view in setting.views.items()}
     low = 4.0 if setting.matrix_units else 2.6
     targets = {name: 1.15 if name.startswith("float32") else low for name in ours}
-    return contest("b", setting, ours, others, targets=targets, seconds=0.5 * setting.seconds)
+    return contest("b", setting, ours, others, targets=targets, seconds=0.46 * setting.seconds)

@@ -81,7 +81,7 @@ def compare(setting: Setting) -> list[Row]:
     for run in sides.values():  # the workers start here, outside of the clock
         run()
     whole = sum(seconds_of(run, device) for run in sides.values())
-    rounds = plan_rounds(whole, 0.1 * setting.seconds, least=setting.least_rounds)
+    rounds = plan_rounds(whole, 0.05 * setting.seconds, least=setting.least_rounds)
     say(f"(d) {rounds} rounds of about {whole:.1f} s, {len(dataset)} images each")
     times = alternate(sides, rounds, device)
     return [

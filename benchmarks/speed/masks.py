@@ -73,7 +73,7 @@ def compare(setting: Setting) -> list[Row]:
         name: float((_ours(view, images) == expected).float().mean()) for name, view in setting.views.items()
     }
     whole = sum(seconds_of(run, setting.device) for run in sides.values())
-    rounds = plan_rounds(whole, 0.1 * setting.seconds, least=setting.least_rounds)
+    rounds = plan_rounds(whole, 0.06 * setting.seconds, least=setting.least_rounds)
     say(f"(c) {rounds} rounds of about {whole:.1f} s")
     times = alternate(sides, rounds, setting.device)
     rows = []

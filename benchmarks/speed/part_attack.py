@@ -56,4 +56,4 @@ def compare(setting: Setting) -> list[Row]:
     )
     low = 6.0 if setting.matrix_units else 4.0
     targets = {name: 2.0 if name.startswith("float32") else low for name in ours}
-    return contest("a", setting, ours, [published], targets=targets, seconds=0.3 * setting.seconds)
+    return contest("a", setting, ours, [published], targets=targets, seconds=0.28 * setting.seconds)

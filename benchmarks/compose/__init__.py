@@ -1,0 +1,1 @@
+"""Ideas of several papers in one method, by composing their objects."""

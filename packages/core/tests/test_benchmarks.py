@@ -1,0 +1,97 @@
+"""The benchmarks that need several papers: what is compared is the same, counted passes, a composed method."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from benchmarks.compose import anc_in_part
+from benchmarks.speed import ancra_step, negatives
+from runs import undrawn
+
+from ancra.contrast import asymmetric_contrast
+from ancra.negatives import STRATEGIES
+from ancra.networks import build_network
+from robust_core.data import load_dataset
+
+
+def problem(count=40, classes=4):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return labels, torch.randn(count, classes, generator=generator)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_plain_choice_is_ours(strategy):
+    assert negatives.agreement(strategy, *problem()) == 1.0
+    labels, logits = problem(6, 4)  # so few that some have no candidate
+    chosen = negatives.published_pick(strategy, labels, logits, torch.Generator().manual_seed(0))
+    assert all(labels[other] != own for other, own in zip(chosen, labels, strict=True))
+    assert negatives.agreement(strategy, labels, logits) == 1.0
+
+
+def test_another_choice_would_show(monkeypatch):
+    pick = negatives._pick
+    monkeypatch.setattr(negatives, "_pick", lambda *arguments: pick(*arguments).roll(1))
+    assert all(negatives.agreement(strategy, *problem()) < 0.9 for strategy in STRATEGIES)
+
+
+def test_the_plain_contrast_is_ours():
+    _, natural = problem()
+    _, other = problem()
+    other = other.roll(1, dims=0).requires_grad_()
+    plain, ours = negatives.published_contrast(natural, other), asymmetric_contrast(natural, other).mean()
+    torch.testing.assert_close(plain, ours)
+    torch.testing.assert_close(*(torch.autograd.grad(value, other)[0] for value in (plain, ours)))
+
+
+@pytest.fixture
+def sides():
+    """Both sides of a step at the same weights."""
+    data = load_dataset("shapes", split="test", seed=0)
+    images, labels = data.pixels(slice(0, 16)), data.labels[:16]
+    networks = [build_network("resnet8-s2", 10, seed=0).train() for _ in range(2)]
+    for network in networks:
+        network(images)  # norm statistics that fit
+    ours = ancra_step.OurSide(networks[0], images, labels, 2, 10, torch.float32)
+    return ours, ancra_step.Side(networks[1], images, labels, 2)
+
+
+def counts(side, run):
+    networks = [side.model, side.view.network] if isinstance(side, ancra_step.OurSide) else [side.model]
+    with ancra_step.counted_passes(len(side.images), *networks) as seen:
+        run()
+    return dict(seen)
+
+
+def test_passes_are_counted(sides):
+    ours, published = sides
+    attack = {"evaluation forward": 4, "evaluation backward": 4}
+    training = {"training forward": 3, "training backward": 3}
+    assert counts(ours, ours.step) == attack | training
+    assert counts(ours, ours.attack_passes) == attack
+    assert counts(ours, ours.training_passes) == training
+    generator = torch.Generator().manual_seed(0)
+    found = counts(published, lambda: ancra_step.published_step(published, generator))
+    assert found == attack | training | {"evaluation forward": 7}
+
+
+def test_both_sides_attack_alike(sides):
+    assert ancra_step.agreement(*sides) >= 0.999
+
+
+def test_contrast_in_the_budget_of_part_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("robust_core.session.write_report", undrawn)
+    run = tmp_path / "run"
+    assert anc_in_part.main(["--run-dir", str(run), "--images", "64"]) == 0
+    assert "exclusion_loss" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert len(steps) == 2
+    for line in steps:
+        terms = line["natural_loss"] + 6 * line["robust_loss"] + 3 * line["exclusion_loss"]
+        assert line["loss"] == pytest.approx(terms, rel=1e-5)
+        assert 0 < line["mask_density"] < 1
+    assert any(line["exclusion_loss"] > 0 for line in steps)
+    assert (run / "finished.json").exists()

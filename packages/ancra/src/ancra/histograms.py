@@ -20,13 +20,22 @@ from ancra.inspection import InspectionScript, made_folder, write_log
 from robust_core.config import expect, option
 from robust_core.errors import UserError, unknown_name
 from robust_core.reporting import save_figure
-from robust_core.reporting.figures import COLORS, LINES, SMALL, TEXT, WIDTH, new_figure, tidy
+from robust_core.reporting.figures import COLORS, SMALL, TEXT, WIDTH, new_figure, tidy
 
 __all__ = ["HistogramConfig", "Measured", "histogram_figure", "main", "read_measured"]
 
 BINS = 20
-ORDER = ("PGD-AT", "PGD", "TRADES", "MART", "ANCRA", "ANCRA-PGD", "ANCRA-TRADES", "ANCRA-MART")
-MOST = len(COLORS)
+ORDER = ("PGD-AT", "AT", "TRADES", "MART", "ANCRA", "ANCRA-PGD", "ANCRA-TRADES", "ANCRA-MART")
+# The fourth, by the published order the method of the paper, stands out.
+STYLES: tuple[tuple[str, Any], ...] = (
+    (COLORS[0], "--"),
+    (COLORS[1], "-."),
+    (COLORS[2], ":"),
+    (COLORS[6], "-"),
+    (COLORS[3], (0, (5, 1))),
+    (COLORS[4], (0, (3, 1, 1, 1))),
+    (COLORS[5], "-"),
+)
 PUBLISHED_FLAGS = (
     *("--epsilon", "--seed", "--batch-size", "--no-cuda", "--dataset", "--log-path", "--target-label"),
 )
@@ -103,8 +112,8 @@ def histogram_figure(quantity: Quantity, methods: Sequence[Measured]) -> Figure:
     middle, half = (low + high) / 2, max((high - low) / 2, 1e-6)
     bins = np.linspace(middle - half, middle + half, BINS + 1)
     for number, (method, shown) in enumerate(zip(methods, values, strict=True)):
-        color = COLORS[number]
-        axes.hist(shown, bins=bins, density=True, color=color, alpha=0.18, histtype="stepfilled")  # type: ignore[arg-type]
+        color, line = STYLES[number]
+        axes.hist(shown, bins=bins, density=True, color=color, alpha=0.14, histtype="stepfilled")  # type: ignore[arg-type]
         axes.hist(
             shown,
             bins=bins,  # type: ignore[arg-type]
@@ -112,7 +121,7 @@ def histogram_figure(quantity: Quantity, methods: Sequence[Measured]) -> Figure:
             histtype="step",
             color=color,
             linewidth=1.8,
-            linestyle=LINES[number],
+            linestyle=line,
             label=method.name,
         )
     axes.set_xlabel(quantity.label, fontsize=TEXT)
@@ -120,7 +129,8 @@ def histogram_figure(quantity: Quantity, methods: Sequence[Measured]) -> Figure:
     axes.set_title(_title(quantity, methods), fontsize=TEXT, loc="left")
     # lines, not boxes: the dashes tell methods apart in grey print
     handles = [
-        axes.plot([], [], color=COLORS[n], linestyle=LINES[n], linewidth=1.8)[0] for n in range(len(methods))
+        axes.plot([], [], color=color, linestyle=line, linewidth=1.8)[0]
+        for color, line in STYLES[: len(methods)]
     ]
     names = [method.name for method in methods]
     figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False)
@@ -224,9 +234,10 @@ def _chosen(found: list[Measured], config: HistogramConfig) -> list[Measured]:
     for name in names:
         if name not in by_name:
             raise unknown_name("method of --names", name, by_name)
-    if len(names) > MOST:
+    if len(names) > len(STYLES):
         raise UserError(
-            f"{len(names)} methods in one figure cannot be told apart, expected at most {MOST}; choose by --names."
+            f"{len(names)} methods in one figure cannot be told apart, expected at most "
+            f"{len(STYLES)}; choose by --names."
         )
     return [by_name[name] for name in dict.fromkeys(names)]
 

@@ -1,4 +1,4 @@
-"""Every task of the repository: ``nox -s tests|coverage|lint|types|bench|reproduce|reproduce-part``.
+"""Every task of the repository: ``nox -s tests|coverage|lint|types|bench|reproduce|reproduce-part|reproduce-ancra``.
 
 All sessions share one environment, ``.nox/env``, so that torch is installed once. It grows in layers (run,
 dev, bench): a session asks for what it needs, and a layer that is already there costs nothing. What follows
@@ -157,3 +157,10 @@ def reproduce_part(session: nox.Session) -> None:
     """Reproduce PART alone; same arguments as ``reproduce``."""
     environment(session)
     python(session, "-m", "benchmarks.reproduce", "part", *_scale(session.posargs), env=PATIENT)
+
+
+@nox.session(name="reproduce-ancra")
+def reproduce_ancra(session: nox.Session) -> None:
+    """Reproduce ANCRA alone; same arguments as ``reproduce``."""
+    environment(session)
+    python(session, "-m", "benchmarks.reproduce", "ancra", *_scale(session.posargs), env=PATIENT)

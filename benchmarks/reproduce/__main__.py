@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.engine import Reproduction
-from benchmarks.reproduce.papers import PAPERS
+from benchmarks.reproduce.papers import PAPERS, tables_of
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tables import write_tables
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
@@ -101,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = words[0] if words and not words[0].startswith("-") else ""
     if name not in (*PAPERS, "all", ""):
         return guarded(lambda: _refuse(name))
-    chosen = list(PAPERS.values()) if name == "all" else [PAPERS.get(name, PAPERS["part"])]
+    scale = getattr(_parser(PAPERS.get(name, PAPERS["part"])).parse_known_args(words)[0], "scale", "demo")
+    chosen = tables_of(name or "part", scale)
+    if not chosen:
+        return guarded(lambda: _refuse_scale(name, scale))
     for paper in chosen:
         given = vars(_parser(paper).parse_args(words))
         del given["paper"]
@@ -116,6 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(name: str) -> None:
     raise unknown_name("paper", name, [*PAPERS, "all"])
+
+
+def _refuse_scale(name: str, scale: str) -> None:
+    if scale not in SCALES:
+        raise unknown_name("scale", scale, SCALES)
+    raise UserError(f"{name} has no rows at scale {scale}; its table is one of --scale paper.")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
-from benchmarks.reproduce.tasks import Task, carry_out_all
+from benchmarks.reproduce.tasks import Inquiry, Task, carry_out_all
 from robust_core.config import RunConfig
 from robust_core.data import load_dataset, steps_per_epoch
 from robust_core.training import RunDirectory
@@ -53,13 +55,15 @@ class Reproduction:
         """
         for seed in seeds:
             pending = {}
-            for row in rows:
+            for row in self._of_seed(rows, seed):
                 config = self.configure(row, seed)
                 if not self.force and self.results.has(row.name, seed, settings_of(config)):
                     self.say(f"{row.title}, seed {seed}: finished before, not run again (--force does)")
                 else:
                     pending[row.name] = config
             self._run_seed({row.name: row for row in rows}, pending, seed)
+        if self.paper.examine is not None:
+            self._examine(rows, seeds)
         same = self.results.only(self._has_present_settings)
         if left_out := len(self.results.entries) - len(same.entries):
             self.say(f"{left_out} results with other settings in {self.results.path} are not in the table")
@@ -100,6 +104,40 @@ class Reproduction:
                 )
                 self.results.add(entry)
 
+    def _of_seed(self, rows: list[Row], seed: int) -> list[Row]:
+        return [row for row in rows if not row.cited and (not row.seeds or seed in row.seeds)]
+
+    def _examine(self, rows: list[Row], seeds: tuple[int, ...]) -> None:
+        """Attack the trained runs with knowledge of their defence; what was examined before is left as it is."""
+        runs = {
+            (row.name, seed): self.folder / f"{row.name}-seed{seed}"
+            for seed in seeds
+            for row in self._of_seed(self.paper.at(self.scale), seed)
+        }
+        runs = {key: path for key, path in runs.items() if (path / "finished.json").exists()}
+        wanted = {(row.name, seed): row.title for seed in seeds for row in self._of_seed(rows, seed)}
+        inquiries: dict[Path, tuple[str, int]] = {}
+        work = []
+        for (name, seed), title in wanted.items():
+            entry = self.results.find(name, seed)
+            if entry is None or (entry.examined and not self.force):
+                continue
+            if (name, seed) not in runs:
+                self.say(f"{title}, seed {seed}: its run directory is not there, so it cannot be examined")
+                continue
+            path = runs[name, seed]
+            sources = self.paper.sources((name, seed), runs) if self.paper.sources else {}
+            threads = int(self.given.get("threads", 0)) or torch.get_num_threads()
+            label = f"{title}, seed {seed}"
+            work.append(Inquiry(self.paper.name, label, path, tuple(sources.items()), self.scale, threads))
+            inquiries[path] = (name, seed)
+        for done in carry_out_all(work, self.jobs):
+            name, seed = inquiries[done.path]
+            before = self.results.find(name, seed)
+            assert before is not None
+            run = RunDirectory.open(done.path)
+            self.results.add(Entry.of_run(name, seed, before.settings, run, self.paper.protocol))
+
     def configure(self, row: Row, seed: int) -> Any:
         """Return a row's configuration: the scale's defaults, the row's settings, the user's flags."""
         config, notes = self._resolved(row, seed)
@@ -125,7 +163,8 @@ class Reproduction:
 
     def _keys(self, config: RunConfig) -> list[str]:
         """Return one key per phase, which covers everything up to its end."""
-        digest = hashlib.sha256(json.dumps([getattr(config, name) for name in SHARED]).encode("utf8"))
+        names = (*SHARED, *self.paper.network_settings)
+        digest = hashlib.sha256(json.dumps([getattr(config, name) for name in names]).encode("utf8"))
         keys = []
         for phase in self.paper.plan.phases(config, self._epoch_steps(config)):
             digest.update(phase.key.encode("utf8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robust_core.errors import UserError
-from robust_core.evaluation import load_evaluation
+from robust_core.evaluation import Evaluation, Examination, load_checks, load_evaluation, load_examination
+from robust_core.reporting import ADAPTIVE
 from robust_core.storage import write_json
 from robust_core.training import RunDirectory
 
@@ -32,7 +33,7 @@ def unpacked(text: str, count: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished run.
+    """One finished run, examined by attacks that know its defence if ``examined`` is not empty (their summary).
 
     ``record`` maps columns to packed booleans, one per test image; ``attacked/COLUMN`` says which images a column
     is about, where it is not all.
@@ -49,6 +50,7 @@ class Entry:
     data: dict[str, Any]
     commit: str
     train_seconds: float
+    examined: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, row: str, seed: int, settings: dict[str, Any], run: RunDirectory, protocol: str) -> Entry:
@@ -60,6 +62,11 @@ class Entry:
             attacked = evaluation.attacked[name]
             if not attacked.all():
                 columns[f"attacked/{name}"] = attacked
+        examined: dict[str, Any] = {}
+        if (run.path / ADAPTIVE / "cascade.json").exists():
+            found = load_examination(run.path / ADAPTIVE)
+            columns |= _examined_columns(found.cascade, evaluation)
+            examined = _examined_summary(found, run.path / ADAPTIVE / "sanity.json")
         return cls(
             row=row,
             seed=seed,
@@ -73,6 +80,7 @@ class Entry:
             data=run.record["data"],
             commit=run.record["commit"],
             train_seconds=sum(float(line["seconds"]) for line in run.timings()),
+            examined=examined,
         )
 
     def bits(self, column: str) -> NDArray[np.bool_] | None:
@@ -87,6 +95,33 @@ class Entry:
         """Return the share of images that were right in a column."""
         bits = self.bits(column)
         return None if bits is None else float(bits.mean())
+
+
+def _examined_columns(cascade: Evaluation, whole: Evaluation) -> dict[str, NDArray[np.bool_]]:
+    """Return the worst case of all attacks on the examined images, which are the first, and AutoAttack's own part."""
+    count, total = len(cascade.labels), len(whole.labels)
+    seen = np.arange(total) < count
+    worst = cascade.worst_case() & whole.worst_case()[:count]
+    found = {"adaptive": np.pad(worst, (0, total - count))}
+    if "autoattack" in cascade.robust:
+        # images wrong at zero perturbation are not attacked in a cascade
+        alone = cascade.robust["autoattack"] & cascade.natural
+        found["autoattack"] = np.pad(alone, (0, total - count))
+    if count < total:
+        found |= {f"attacked/{name}": seen for name in tuple(found)}
+    return found
+
+
+def _examined_summary(found: Examination, sanity: Path) -> dict[str, Any]:
+    """Return what the examination says besides the record: each member, gain, precision, the sanity table."""
+    checks = load_checks(sanity) if sanity.exists() else []
+    return {
+        "cascade": found.cascade.summary(),
+        "alone": None if found.alone is None else found.alone.summary()["members"],
+        "gain": found.gain(),
+        "precision_gap": found.precision_gap(),
+        "sanity": [asdict(check) for check in checks],
+    }
 
 
 class ResultFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from robust_core.config import RunConfig
@@ -16,8 +17,9 @@ __all__ = ["Paper", "Row"]
 class Row:
     """One method of a table.
 
-    ``settings`` are what it changes against the scale's defaults; ``scales`` are those it is run at;
-    ``published`` maps columns (``natural``, member names) to percentages, absent where none was published.
+    ``settings`` are what it changes against the scale's defaults; ``scales`` are those it is run at; ``published``
+    maps columns (``natural``, member names) to percentages, absent where none was published; ``seeds`` limit those
+    of the scale (empty: all). A ``cited`` row is shown for its published figures and never run.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Row:
     settings: Mapping[str, Any]
     scales: tuple[str, ...] = ("smoke", "demo", "reduced", "paper")
     published: Mapping[str, float] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    cited: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,10 @@ class Paper:
 
     ``resolve`` turns settings into a configuration and notes; ``protocol`` names the final evaluation;
     ``columns`` are (member, heading) of the robust accuracies shown; ``reference`` is the row that the others
-    are compared with, seed by seed and image by image; ``reading`` is, per scale, the sentence that says what
-    the table can and cannot show.
+    are compared with, seed by seed and image by image, in the columns ``compared``; ``reading`` is, per scale, the
+    sentence that says what the table can and cannot show. ``network_settings`` decide a run's network besides those
+    that all papers share. ``examine(run, sources, scale)`` attacks a finished run with knowledge of its defence, once
+    all rows are trained; ``sources(row, runs)`` are those it may transfer from, by name, of all (row, seed).
     """
 
     name: str
@@ -49,6 +55,10 @@ class Paper:
     seeds: Mapping[str, tuple[int, ...]]
     reading: Mapping[str, str]
     note: str = ""
+    compared: tuple[str, ...] = ()
+    network_settings: tuple[str, ...] = ()
+    examine: Callable[[Path, Mapping[str, Path], str], None] | None = None
+    sources: Callable[[tuple[str, int], Mapping[tuple[str, int], Path]], Mapping[str, Path]] | None = None
 
     def at(self, scale: str) -> list[Row]:
         """Return the rows of a scale."""

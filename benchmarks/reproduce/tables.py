@@ -26,7 +26,7 @@ from robust_core.reporting import (
 )
 from robust_core.storage import write_json, write_whole
 
-__all__ = ["difference_table", "main_table", "write_tables"]
+__all__ = ["difference_table", "honesty_table", "main_table", "write_tables"]
 
 
 def interval_of(entries: Sequence[Entry], column: str) -> Interval | None:
@@ -51,21 +51,23 @@ def _published(row: Row, column: str) -> str:
 
 def main_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table:
     """Return measured accuracies (percent) beside published ones, one row per method."""
-    shown = [row for row in rows if results.of_row(row.name)]
+    shown = [row for row in rows if results.of_row(row.name) or row.published]
     members = [(name, head) for name, head in paper.columns if any(name in e.record for e in results.entries)]
-    heads = ["method", "natural", *[head for _, head in members], "worst case", "seeds", "training"]
-    some_published = any(row.published for row in shown)
-    if some_published:
-        heads += [f"published {head}" for head in ("natural", *[head for _, head in members])]
+    examined = any(entry.examined for entry in results.entries)
+    heads = ["method", "natural", *[head for _, head in members]]
+    heads += [*([] if examined else ["worst case"]), "seeds", "training"]
+    known = {name for row in shown for name in row.published}
+    published = [(n, head) for n, head in (("natural", "natural"), *paper.columns) if n in known]
+    heads += [f"published {head}" for _, head in published]
     lines = []
     for row in shown:
         entries = results.of_row(row.name)
         cells = [row.title, _cell(interval_of(entries, "natural"))]
         cells += [_cell(interval_of(entries, name)) for name, _ in members]
-        cells += [_cell(interval_of(entries, "robust")), " ".join(str(entry.seed) for entry in entries)]
-        cells.append(f"{np.mean([entry.train_seconds for entry in entries]):.0f} s")
-        if some_published:
-            cells += [_published(row, name) for name in ("natural", *[name for name, _ in members])]
+        cells += [] if examined else [_cell(interval_of(entries, "robust"))]
+        cells.append(" ".join(str(entry.seed) for entry in entries) or "–")
+        cells.append(f"{np.mean([e.train_seconds for e in entries]):.0f} s" if entries else "–")
+        cells += [_published(row, name) for name, _ in published]
         lines.append(tuple(cells))
     return Table(
         tuple(heads), tuple(lines), title=f"{paper.title}, {results.scale}", notes=_notes(paper, results)
@@ -88,6 +90,7 @@ def _notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
         ),
         "Attack columns: right at the last iterate, as published. Worst case: right at zero perturbation and at every "
         "iterate of every attack that was run. Intervals do not cover the weakness of an attack.",
+        *([] if not any(entry.examined for entry in results.entries) else [_examined_note(results)]),
         f"Attack in training {' and '.join(precisions)}, evaluation float32; {machine['processor']}, "
         f"threads {machine['threads']}, torch {machine['torch']}, commit {first.commit[:10]}.",
         *(
@@ -99,11 +102,78 @@ def _notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
     )
 
 
+def _examined_note(results: ResultFile) -> str:
+    """Say what stands in the column "adaptive"."""
+    entries = [entry for entry in results.entries if entry.examined]
+    images = sorted({entry.examined["cascade"]["images"] for entry in entries})
+    complete = all(entry.examined["cascade"]["complete"] for entry in entries)
+    autoattack = all("autoattack" in entry.examined["cascade"]["members"] for entry in entries)
+    note = (
+        "AutoAttack: right at zero perturbation and after it. Adaptive: the worst case over every iterate of all these "
+        f"attacks and of those that know the network, on the first {' or '.join(map(str, images))} images."
+    )
+    if not autoattack:
+        note += " AutoAttack was not part of it, so that no worst case is claimed."
+    elif not complete:
+        note += " Some attacks could not run (reports of the runs), so that no worst case is claimed."
+    return note
+
+
+def honesty_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table | None:
+    """Return, per run that was examined, what attacks that know the network add, and the lines it fails."""
+    lines = []
+    for row in rows:
+        for entry in results.of_row(row.name):
+            if not entry.examined:
+                continue
+            members = entry.examined["cascade"]["members"]
+            most = max(members, key=lambda name: members[name].get("breaks") or 0)
+            alone = entry.examined["alone"] or {}
+            only = [
+                f"{name} {m['only_this_breaks']}" for name, m in alone.items() if m.get("only_this_breaks")
+            ]
+            failed = [check["name"] for check in entry.examined["sanity"] if check["failed"]]
+            gain, gap = (entry.examined[name] for name in ("gain", "precision_gap"))
+            lines.append(
+                (
+                    row.title,
+                    str(entry.seed),
+                    f"{most} ({members[most]['breaks']})",
+                    ", ".join(only) or "–",
+                    "–" if gain is None else f"{100 * gain:+.1f}",
+                    "–" if gap is None else f"{100 * gap:.1f}",
+                    ", ".join(failed) or "none",
+                )
+            )
+    if not lines:
+        return None
+    return Table(
+        (
+            "method",
+            "seed",
+            "breaks most in the cascade",
+            "only this breaks",
+            "longer gains",
+            "float64",
+            "fails sanity",
+        ),
+        tuple(lines),
+        alignment="lrllrrl",
+        title=f"{paper.title}: attacks that know the network",
+        notes=(
+            "In the cascade an attack meets only what those before it left. Only this breaks: images of the first ones "
+            "that every member attacked alone. Longer: points by which five times the steps lower the worst case. "
+            "float64: points between the precisions. Sanity: lines of the table in each run's report.",
+        ),
+    )
+
+
 def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table | None:
     """Return each method minus the reference, paired by seed and image; None with fewer than two methods."""
     reference = {entry.seed: entry for entry in results.of_row(paper.reference)}
-    column = paper.columns[0][0]
-    lines: list[tuple[str, ...]] = []
+    compared = [name for name, _ in paper.columns if name in (paper.compared or (paper.columns[0][0],))]
+    compared = ["natural", *(name for name in compared if all(name in e.record for e in reference.values()))]
+    lines: list[list[str]] = []
     p_values: list[float] = []
     over: set[str] = set()
     claimable = True
@@ -111,23 +181,30 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
         pairs = [(e, reference[e.seed]) for e in results.of_row(row.name) if e.seed in reference]
         if row.name in (paper.reference, "natural") or not pairs:
             continue
-        cells = [row.title]
-        for name in ("natural", column):
+        cells = []
+        for name in compared:
             ours = [entry.bits(name) for entry, _ in pairs]
             theirs = [entry.bits(name) for _, entry in pairs]
+            if any(bits is None for bits in ours):
+                cells.append("not run")
+                continue
             found = paired_difference(np.array(ours), np.array(theirs))
             low, high = found.interval.low, found.interval.high
             cells.append(f"{100 * found.interval.estimate:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
             p_values.append(found.p_value)
             over.add(found.over)
             claimable &= found.claimable
-        lines.append((*cells, str(len(pairs))))
+        lines.append([row.title, *cells, str(len(pairs))])
     if not lines:
         return None
-    adjusted = [_p_cell(p) if claimable else "–" for p in holm(p_values)]
-    filled = [(c[0], c[1], adjusted[2 * i], c[2], adjusted[2 * i + 1], c[3]) for i, c in enumerate(lines)]
+    adjusted = iter(_p_cell(p) if claimable else "–" for p in holm(p_values))
+    filled = []
+    for title, *cells, seeds in lines:
+        pairs_of_cells = [(cell, "–" if cell == "not run" else next(adjusted)) for cell in cells]
+        filled.append((title, *(part for pair in pairs_of_cells for part in pair), seeds))
     title = next(row.title for row in paper.rows if row.name == paper.reference)
-    heads = ("method", "natural", "p (Holm)", paper.columns[0][1], "p (Holm)", "seeds")
+    headings = {"natural": "natural", **dict(paper.columns)}
+    heads = ("method", *(part for name in compared for part in (headings[name], "p (Holm)")), "seeds")
     kinds = {
         "seeds": "seeds (t) where there are several",
         "images": "images (bootstrap; McNemar's test) where there is one seed, and for that seed only",
@@ -187,6 +264,10 @@ def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder:
     )
     sections = [Section("Results", (Notice(paper.reading[results.scale]), table, Pictures((picture,))))]
     text = table.markdown()
+    honesty = honesty_table(paper, results, rows)
+    if honesty is not None:
+        sections.append(Section("Attacks that know the network", (honesty,)))
+        text += "\n" + honesty.markdown()
     if differences is not None:
         sections.append(Section("Paired differences", (differences,)))
         text += "\n" + differences.markdown()
@@ -194,6 +275,7 @@ def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder:
     write_whole(folder / "table.md", text)
     write_whole(folder / "index.html", page)
     write_json(
-        folder / "table.json", {"tables": [t.as_json() for t in (table, differences) if t is not None]}
+        folder / "table.json",
+        {"tables": [t.as_json() for t in (table, honesty, differences) if t is not None]},
     )
     return table

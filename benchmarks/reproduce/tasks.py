@@ -8,13 +8,28 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from benchmarks.reproduce.papers import PAPERS
 from robust_core.session import Beginning, execute, resume
 from robust_core.training import RunDirectory
 
-__all__ = ["Task", "carry_out", "carry_out_all"]
+__all__ = ["Inquiry", "Task", "carry_out", "carry_out_all"]
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """The examination of a finished run by attacks that know its defence."""
+
+    paper: str
+    title: str
+    path: Path
+    sources: tuple[tuple[str, Path], ...]
+    scale: str
+    threads: int
+    donor: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,23 @@ class Task:
     force: bool = False
 
 
-def carry_out(task: Task) -> Task:
+Work = TypeVar("Work", Task, Inquiry)
+
+
+def carry_out(task: Work) -> Work:
+    """Do one piece of work; returns it."""
+    if isinstance(task, Task):
+        _train(task)
+    else:
+        torch.set_num_threads(task.threads)
+        examine = PAPERS[task.paper].examine
+        assert examine is not None
+        print(f"[{task.title}] attacks that know the defence", flush=True)
+        examine(task.path, dict(task.sources), task.scale)
+    return task
+
+
+def _train(task: Task) -> None:
     """Begin a run, continue it, or take it as it is if it is finished with the same settings."""
 
     def say(text: str) -> None:
@@ -47,17 +78,16 @@ def carry_out(task: Task) -> Task:
         # a beginning is named by all that decides it, whichever row it was begun for
         if task.phases or present == json.loads(json.dumps(task.config.to_dict())):
             resume(task.config, plan, task.path, say=say)
-            return task
+            return
     execute(task.config, plan, task.path, overwrite=True, fork_from=task.donor, say=say)
-    return task
 
 
-def carry_out_all(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
+def carry_out_all(tasks: Sequence[Work], jobs: int) -> Iterator[Work]:
     """Carry out tasks in ``jobs`` processes, each after its donor if that is among them; yields each when done."""
     waiting, done = list(tasks), set[Path]()
     paths = {task.path for task in tasks}
 
-    def ready() -> list[Task]:
+    def ready() -> list[Work]:
         found = [task for task in waiting if task.donor not in paths or task.donor in done]
         for task in found:
             waiting.remove(task)

@@ -32,7 +32,7 @@ from robust_core.training import RunDirectory
 from robust_core.training.checkpoint import CheckpointStore
 from robust_core.training.machine import resolve_device
 
-__all__ = ["WEIGHT_FILES", "Subject", "SubjectConfig", "find_weights", "load_subject"]
+__all__ = ["WEIGHT_FILES", "Subject", "SubjectConfig", "find_weights", "load_subject", "training_images"]
 
 Say = Callable[[str], None]
 
@@ -110,6 +110,11 @@ class Subject:
     settings: Mapping[str, Any]
     run: Mapping[str, Any]
     device: torch.device
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the run or the files decided, for logs."""
+        return {**self.settings, "weights": str(self.weights), "test_images": len(self.images)}
 
 
 def load_subject(
@@ -249,6 +254,20 @@ def _test_images(
         say(f"the first {limit:,} of {len(images):,} test images")
         images = images.subset(torch.arange(limit))
     return images
+
+
+def training_images(
+    subject: Subject, config: SubjectConfig, given: Mapping[str, Any], *, say: Say = print
+) -> ImageSet | None:
+    """Return the training images of the network's dataset, or None, with a line that says why."""
+    folder = config.data_dir
+    if "data_dir" not in given and isinstance(subject.run.get("data_dir"), str):
+        folder = subject.run["data_dir"]
+    try:
+        return load_dataset(subject.settings["data"], folder, "train", log=say)
+    except UserError as error:
+        say(f"warning: no training images: {error}")
+        return None
 
 
 def _check_names(network: Network, state: Mapping[str, Tensor], attention: str, weights: Path) -> None:

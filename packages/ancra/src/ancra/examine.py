@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 
 from ancra.adaptive import FULL, QUICK, Budget, adaptive_protocol, adaptive_runners, blocks_of
+from ancra.checkpoint import Subject, SubjectConfig, load_subject
+from ancra.config import AncraConfig
+from robust_core.config import config_from_dict
 from robust_core.data import ImageSet, class_balanced_subset
 from robust_core.evaluation import (
     Check,
@@ -19,6 +22,7 @@ from robust_core.evaluation import (
     Protocol,
     SanityBudget,
     Sizes,
+    load_evaluation,
     sanity_table,
     save_checks,
 )
@@ -30,10 +34,13 @@ from robust_core.reporting import (
     examination_table,
     sanity_as_table,
     save_figure,
+    write_report,
 )
+from robust_core.run_data import load_data
 from robust_core.storage import write_whole
+from robust_core.training import RunDirectory
 
-__all__ = ["EXAMINATIONS", "Effort", "examine_network"]
+__all__ = ["EXAMINATIONS", "Effort", "examine_network", "examine_run"]
 
 REFERENCES = 5000
 """Training images among which the nearest are looked for."""
@@ -142,3 +149,36 @@ def examine_network(
     tables = [examination_table(found, "Adaptive suite"), sanity_as_table(checks, "Sanity table")]
     write_whole(home / "adaptive.md", "\n".join(table.markdown() for table in tables))
     return found, checks
+
+
+def examine_run(
+    run: Path, sources: Mapping[str, Path], effort: Effort, *, say: Callable[[str], None] = print
+) -> tuple[Examination, list[Check]]:
+    """Examine the network that a finished run chose, on its own test images; its report then shows the findings.
+
+    ``sources`` are runs on the same data to transfer from, by name. AutoAttack's part in the run's own evaluation is
+    taken over. Raises ``UserError`` for a directory without a run, or weights that do not fit.
+    """
+    subject = _subject(run, say)
+    config = config_from_dict(AncraConfig, RunDirectory.open(run).record["config"])
+    record = run / "evaluation" / "pgd.json"
+    found = examine_network(
+        subject.network,
+        subject.images,
+        run,
+        effort=effort,
+        eps=config.test_epsilon,
+        training_images=load_data(config, say)[0],
+        sources={name: _subject(path, say).network for name, path in sources.items()},
+        known=[load_evaluation(record.parent, "pgd")] if record.exists() else [],
+        seed=config.seed,
+        batch_size=config.evaluation_batch_size,
+        device=subject.device,
+        say=say,
+    )
+    say(f"report: {write_report(run)}")
+    return found
+
+
+def _subject(run: Path, say: Callable[[str], None]) -> Subject:
+    return load_subject(str(run), SubjectConfig(), {}, flag="the run", say=say)

@@ -11,17 +11,25 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ancra.checkpoint import Subject, SubjectConfig, load_subject
+from ancra.checkpoint import Subject, SubjectConfig, load_subject, training_images
+from ancra.examine import EXAMINATIONS, examine_network
 from ancra.inspection import InspectionScript, write_log
 from ancra.published import published_cw
 from robust_core.config import expect, option
 from robust_core.errors import unknown_name
 from robust_core.evaluation import AttackCall, Evaluation, Member, Protocol, evaluate
-from robust_core.reporting import accuracy_table
+from robust_core.reporting import (
+    ADAPTIVE,
+    accuracy_table,
+    examination_table,
+    sanity_as_table,
+    write_report,
+)
 
 __all__ = ["RECORD", "WhiteAttackConfig", "main", "published_lines", "white_attack", "white_protocol"]
 
@@ -58,6 +66,22 @@ class WhiteAttackConfig(SubjectConfig):
         group="attacks",
     )
 
+    adaptive: bool = option(
+        False,
+        "also attack knowing the network, and look for signs of robustness that is none (long; goes on where stopped)",
+        group="adaptive",
+    )
+    adaptive_images: int = option(1000, "the adaptive suite on the first N images", group="adaptive")
+    effort: str = option(
+        "full",
+        "how thorough that is: full, or short to try it (demo, smoke)",
+        choices=("full", "demo", "smoke"),
+        group="adaptive",
+    )
+    transfer_from: str = option(
+        "", "runs on the same data whose networks it transfers from, with commas between", group="adaptive"
+    )
+
     @property
     def chosen(self) -> tuple[str, ...]:
         """The attacks to run, in the published order."""
@@ -75,7 +99,7 @@ class WhiteAttackConfig(SubjectConfig):
             if word not in ATTACKS:
                 raise unknown_name("attack", word, ATTACKS)
         expect(bool(self.chosen), "attacks", repr(self.attacks), f"some of {','.join(ATTACKS)}")
-        for name in ("test_batch_size", "num_steps"):
+        for name in ("test_batch_size", "num_steps", "adaptive_images"):
             expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         expect(self.aa_images >= 0, "aa_images", self.aa_images, "0 or more")
         for name in ("epsilon", "step_size"):
@@ -155,9 +179,9 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
         print(line)
     print()
     print(accuracy_table(evaluation.summary(), title).text())
-    write_log(subject.folder / "test.log", config, lines)
+    write_log(subject.folder / "test.log", config, lines, subject.found)
     if "aa" in config.chosen:
-        write_log(subject.folder / "autoattack.log", config, [*said, lines[-1]])
+        write_log(subject.folder / "autoattack.log", config, [*said, lines[-1]], subject.found)
     print(f"record: {record}")
 
 

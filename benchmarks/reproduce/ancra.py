@@ -146,7 +146,8 @@ _CIFAR10 = _paper(
         "published setting.",
         **_PAPER_READING,
     },
-    note="Published: ResNet-18, 120 epochs. ANCRA-PGD and ANCRA-MART are defined nowhere; ours are in the package's README.",
+    note="Published: ResNet-18, 120 epochs. ANCRA-PGD and ANCRA-MART are defined nowhere; ours are in the package's "
+    "README.",
 )
 
 _CIFAR100 = _paper(

@@ -183,6 +183,41 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     if "aa" in config.chosen:
         write_log(subject.folder / "autoattack.log", config, [*said, lines[-1]], subject.found)
     print(f"record: {record}")
+    if config.adaptive:
+        _adaptive(subject, config, given, evaluation)
+
+
+def _adaptive(
+    subject: Subject, config: WhiteAttackConfig, given: Mapping[str, Any], evaluation: Evaluation
+) -> None:
+    """Examine the network by attacks that know it, and print what they found."""
+    places = [place.strip() for place in config.transfer_from.split(",") if place.strip()]
+    effort = EXAMINATIONS[config.effort]
+    count = min(config.adaptive_images, effort.sizes.cascade, len(subject.images))
+    found, checks = examine_network(
+        subject.network,
+        subject.images,
+        subject.folder,
+        effort=replace(effort, sizes=replace(effort.sizes, cascade=count)),
+        eps=config.epsilon,
+        training_images=training_images(subject, config, given),
+        sources={
+            Path(place).name: load_subject(place, config, {}, flag="--transfer-from").network
+            for place in places
+        },
+        known=[evaluation],
+        seed=config.seed,
+        batch_size=config.test_batch_size,
+        device=subject.device,
+        progress=_progress(),
+    )
+    print()
+    print(examination_table(found, "Adaptive suite").text())
+    print()
+    print(sanity_as_table(checks, "Sanity table").text())
+    print(f"adaptive suite: {subject.folder / ADAPTIVE}")
+    if subject.run:
+        print(f"report: {write_report(subject.folder)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -77,7 +77,8 @@ def test_lines_table_logs_and_record(in_process, run):
     assert [line for line in done.out.splitlines() if " acc: " in line or "_acc: " in line] == lines
     log = (run / "test.log").read_text().splitlines()
     assert [line.partition("] - ")[2] for line in log[1:]] == lines
-    assert "epsilon=0.0627" in log[0]
+    for told in ("epsilon=0.0627", "model=resnet8-s2", "data=shapes", "best.pt", "test_images=12"):
+        assert told in log[0]
     assert not (run / "autoattack.log").exists()
     for told in (
         "PGD-2 ",
@@ -221,7 +222,7 @@ def test_cw_always_starts_at_random_and_the_chosen_attacks_keep_their_order():
         ("--test-batch-size 0", "--test-batch-size 0 is not possible"),
         ("--aa-images -1", "--aa-images -1 is not possible"),
         ("--random maybe", "neither true nor false"),
-        ("--adaptiv", "unrecognized arguments"),
+        ("--unheard-of", "unrecognized arguments"),
         ("", "Mart_128_resnet18_cifar100', which is not there"),
         ("--device cuda:99", "cuda"),
     ],

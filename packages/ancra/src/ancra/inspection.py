@@ -77,12 +77,14 @@ def made_folder(name: str) -> Path:
     return path
 
 
-def write_log(path: Path, config: Any, lines: Iterable[str]) -> None:
+def write_log(path: Path, config: Any, lines: Iterable[str], found: Mapping[str, Any] | None = None) -> None:
     """Write a log as the published ones are: all settings, then the lines, each with the time; replaces the file.
+
+    ``found`` are settings that came from a run instead.
 
     Raises:
         UserError: if the file cannot be written.
     """
     stamp = time.strftime("[%Y/%m/%d %H:%M:%S]")
-    settings = "  ".join(f"{name}={value}" for name, value in asdict(config).items())
+    settings = "  ".join(f"{name}={value}" for name, value in {**asdict(config), **(found or {})}.items())
     write_whole(path, "".join(f"{stamp} - {line}\n" for line in (settings, *lines)))

@@ -23,6 +23,7 @@ from ancra.examine import EXAMINATIONS, examine_run
 from ancra.plan import AncraPlan
 from ancra.scripts import SCRIPTS, resolve
 from benchmarks.reproduce.rows import Paper, Row
+from robust_core.training import RunDirectory
 
 __all__ = ["PAPERS"]
 
@@ -56,8 +57,10 @@ def _sources(row: tuple[str, int], runs: Mapping[tuple[str, int], Path]) -> dict
 
 
 def _examine(run: Path, sources: Mapping[str, Path], scale: str) -> None:
-    effort = EXAMINATIONS[scale if scale in EXAMINATIONS else "full"]
-    examine_run(run, sources, effort)
+    """Examine a run: the first seed in full, the others for their worst case alone."""
+    others = RunDirectory.open(run).record["config"]["seed"] != 1
+    name = scale if scale in EXAMINATIONS else "cascade" if others else "full"
+    examine_run(run, sources, EXAMINATIONS[name])
 
 
 def _paper(name: str, title: str, rows: tuple[Row, ...], reading: Mapping[str, str], **more: Any) -> Paper:

@@ -120,13 +120,15 @@ class Reproduction:
         work = []
         for (name, seed), title in wanted.items():
             entry = self.results.find(name, seed)
-            if entry is None or (entry.examined and not self.force):
+            sources = self.paper.sources((name, seed), runs) if self.paper.sources else {}
+            # trained since: the members that transfer from it are new, the others are taken over
+            more = entry is not None and not set(sources) <= set(entry.examined.get("sources", ()))
+            if entry is None or (entry.examined and not more and not self.force):
                 continue
             if (name, seed) not in runs:
                 self.say(f"{title}, seed {seed}: its run directory is not there, so it cannot be examined")
                 continue
             path = runs[name, seed]
-            sources = self.paper.sources((name, seed), runs) if self.paper.sources else {}
             threads = int(self.given.get("threads", 0)) or torch.get_num_threads()
             label = f"{title}, seed {seed}"
             work.append(Inquiry(self.paper.name, label, path, tuple(sources.items()), self.scale, threads))

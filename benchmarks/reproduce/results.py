@@ -115,7 +115,9 @@ def _examined_columns(cascade: Evaluation, whole: Evaluation) -> dict[str, NDArr
 def _examined_summary(found: Examination, sanity: Path) -> dict[str, Any]:
     """Return what the examination says besides the record: each member, gain, precision, the sanity table."""
     checks = load_checks(sanity) if sanity.exists() else []
+    members = found.cascade.protocol.members
     return {
+        "sources": [member.settings["source"] for member in members if member.kind == "transfer"],
         "cascade": found.cascade.summary(),
         "alone": None if found.alone is None else found.alone.summary()["members"],
         "gain": found.gain(),

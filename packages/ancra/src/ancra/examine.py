@@ -60,6 +60,7 @@ class Effort:
 _SMALL_SANITY = SanityBudget(apgd_steps=20, more_steps=40, more_restarts=2, queries=100, corners=20)
 EXAMINATIONS: Mapping[str, Effort] = {
     "full": Effort(),
+    "cascade": Effort(sizes=Sizes(alone=0, long=0, precise=0), sanity_images=0),
     "demo": Effort(
         budget=QUICK,
         sizes=Sizes(cascade=200, alone=0, long=0, precise=0),

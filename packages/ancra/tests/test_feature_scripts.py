@@ -13,9 +13,9 @@ from ancra import distances, histograms, projection
 from ancra.checkpoint import SubjectConfig, load_subject
 from ancra.config import ALL_STRATEGIES
 from ancra.distances import QUANTITIES, pair_distances
-from ancra.features import pooled_features
 from ancra.inspection import InspectionScript
 from ancra.negatives import candidates
+from robust_core.models import pooled_features
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from ra_golden import DTYPES, EPS, STEP, close, inputs, model_of
 
-from ancra.features import feature_distances, pooled_features, spread_of
+from ancra.features import feature_distances, spread_of
 from robust_core.attacks import pgd
-from robust_core.models import FrozenView
+from robust_core.models import FrozenView, pooled_features
 
 pytestmark = pytest.mark.golden
 
@@ -30,12 +30,13 @@ def test_distances_of_positive_and_negative_pairs(name, suffix):
         close(prints, arrays[f"{name}_x_adv_fp_f64"], 1e-10)
     else:
         attacked = torch.from_numpy(arrays[f"{name}_x_adv_f32"])
-    features = pooled_features(model, images)
+    with torch.no_grad():
+        features, adversarial = pooled_features(model, images), pooled_features(model, attacked)
     close(
         features[: len(arrays[f"{name}_features_{suffix}"])], arrays[f"{name}_features_{suffix}"], tolerance
     )
     pairs = {
-        "pos": feature_distances(features, pooled_features(model, attacked)),
+        "pos": feature_distances(features, adversarial),
         "neg": feature_distances(features, features[torch.from_numpy(arrays["neg_id"])]),
     }
     for pair, distances in pairs.items():
@@ -51,7 +52,8 @@ def test_distances_of_positive_and_negative_pairs(name, suffix):
 def test_features_of_the_network_at_64_pixels(suffix):
     arrays = golden.load("ancra", "feature_distance.npz")
     tolerance = {"f64": 1e-10, "f32": 2e-5}[suffix]
-    features = pooled_features(model_of("preact18_ra", suffix), inputs(suffix, size=64)["x"])
+    with torch.no_grad():
+        features = pooled_features(model_of("preact18_ra", suffix), inputs(suffix, size=64)["x"])
     assert features.shape == (4, 2048)
     close(features[:1], arrays[f"preact18_ra_features_{suffix}"], tolerance)
     distances = feature_distances(features, features[torch.from_numpy(arrays["preact18_ra_neg_id"])])

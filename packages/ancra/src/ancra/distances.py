@@ -21,14 +21,14 @@ from torch import Tensor
 
 from ancra.attacks import targeted_pgd
 from ancra.checkpoint import Subject, SubjectConfig, load_subject
-from ancra.features import Distances, Spread, feature_distances, pooled_features, spread_of
+from ancra.features import Distances, Spread, feature_distances, spread_of
 from ancra.inspection import InspectionScript, made_folder, write_log
 from ancra.negatives import STRATEGIES, draw, pick_negatives
 from robust_core.attacks import draw_start, pgd
 from robust_core.config import expect, option
 from robust_core.data import ImageSet
 from robust_core.errors import UserError
-from robust_core.models import FrozenView, Network
+from robust_core.models import FrozenView, Network, pooled_features
 from robust_core.randomness import generator_for
 from robust_core.storage import file_digest, write_json, write_whole
 
@@ -158,10 +158,10 @@ def pair_distances(
             continue
         pixels, labels = images.pixels(place).to(device), images.labels[place].to(device)
         indices = images.indices[place][anchors.cpu()].tolist()
-        natural = pooled_features(network, pixels[anchors])
+        natural = _features(network, pixels[anchors])
         start = _starts(pixels[anchors], indices, seed, "feature-distance positive", eps)
         adversarial = pgd(view, pixels[anchors], labels[anchors], start=start, **attack)
-        positive.append(feature_distances(natural, pooled_features(network, adversarial)))
+        positive.append(feature_distances(natural, _features(network, adversarial)))
         chosen, found = _negatives(
             view, pixels, labels, anchors, strategy, (seed, images.info.num_classes, first)
         )
@@ -169,10 +169,15 @@ def pair_distances(
         if strategy.endswith("_adv"):
             start = _starts(others, indices, seed, "feature-distance negative", eps)
             others = targeted_pgd(view, others, labels[anchors], start=start, cr=CR, **attack)
-        apart = feature_distances(natural[found], pooled_features(network, others)[found])
+        apart = feature_distances(natural[found], _features(network, others)[found])
         negative.append(apart)
         alone += len(anchors) - len(apart.l2)
     return PairDistances(_joined(positive), _joined(negative), alone)
+
+
+@torch.no_grad()
+def _features(network: Network, images: Tensor) -> Tensor:
+    return pooled_features(network, images)
 
 
 def statistics_line(title: str, spread: Spread) -> str:

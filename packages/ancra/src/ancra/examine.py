@@ -99,9 +99,7 @@ def examine_network(
     member, so that an examination that was stopped goes on. ``training_images`` and ``sources`` (networks to transfer
     from) make members run that need them; ``known`` evaluations of the same weights spare their members.
     """
-    home = folder / ADAPTIVE
-    sources = dict(sources or {})
-    references = training_images
+    home, sources, references = folder / ADAPTIVE, dict(sources or {}), training_images
     if references is not None and len(references) > REFERENCES:
         references = class_balanced_subset(references, REFERENCES, seed)
 
@@ -143,13 +141,18 @@ def examine_network(
             seed=seed,
             device=device,
         )
+    _write(found, checks, home)
+    return found, checks
+
+
+def _write(found: Examination, checks: Sequence[Check], home: Path) -> None:
+    """Write tables and figure beside the records."""
     save_checks(home / "sanity.json", checks)
     figure = examination_figure(found)
     for ending in ("png", "pdf"):
         save_figure(figure, home / f"adaptive.{ending}")
     tables = [examination_table(found, "Adaptive suite"), sanity_as_table(checks, "Sanity table")]
     write_whole(home / "adaptive.md", "\n".join(table.markdown() for table in tables))
-    return found, checks
 
 
 def examine_run(

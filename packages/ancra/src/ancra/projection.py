@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ancra.checkpoint import Subject, SubjectConfig, load_subject
-from ancra.features import pooled_features
 from ancra.inspection import InspectionScript, write_log
 from robust_core.config import expect, option
 from robust_core.errors import UserError
+from robust_core.models import pooled_features
 from robust_core.reporting import save_figure
 from robust_core.reporting.figures import MARKERS, SMALL, TEN_COLORS, TEXT, WIDTH, new_figure
 from robust_core.storage import write_whole
@@ -184,6 +184,7 @@ def _umap() -> Any:
     return umap
 
 
+@torch.no_grad()
 def _features(subject: Subject, batch_size: int) -> Floats:
     parts = [
         pooled_features(

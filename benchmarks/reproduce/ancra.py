@@ -4,8 +4,8 @@ Command: ``nox -s reproduce-ancra -- --scale demo|reduced|paper`` (``--data-dir`
 Published: README of the official repository; PGD-40 of ANCRA-TRADES from the benchmark entries of the paper. Rows of
 other authors are cited from there and not run; the first one's figures are those of another paper's other network.
 
-- demo: embedded shapes, resnet10-s2, 9,500 images, batch 128, 200 natural steps, 150 of warm-up with a rising budget,
-  100 of the method; 3 attack steps of 4/255; PGD-40 on 500 images, a short adaptive suite on 200. One seed.
+- demo: embedded shapes, resnet10-s2, 9,500 images, batch 128, 180 natural steps, 110 of warm-up with a rising budget,
+  70 of the method; 3 attack steps of 4/255; PGD-40 on 400 images, a short adaptive suite on 200. One seed.
 - reduced: real CIFAR-10, resnet10-s2, 10,000 class-balanced images (1,000 more for selection), 12 epochs, 10 attack
   steps of 0.007; PGD-40, AutoAttack and the adaptive suite on the first 1,000 test images; three seeds of the main
   rows, one of the others.

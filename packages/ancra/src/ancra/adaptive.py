@@ -53,7 +53,7 @@ class Budget:
 
 
 FULL = Budget()
-QUICK = Budget(steps=20, restarts=1, queries=100, hard_label_queries=200, hard_label_images=20, targets=3)
+QUICK = Budget(steps=12, restarts=1, queries=60, hard_label_queries=100, hard_label_images=10, targets=3)
 """For a demo: it shows what an attacker gains at once, and is no evaluation."""
 
 

@@ -69,7 +69,7 @@ EXAMINATIONS: Mapping[str, Effort] = {
     ),
     "smoke": Effort(
         budget=replace(QUICK, steps=2, queries=10, hard_label_queries=20, hard_label_images=4),
-        sizes=Sizes(cascade=20, alone=8, long=8, precise=4, long_steps=4),
+        sizes=Sizes(cascade=20, alone=8, long=4, precise=4, long_steps=4),
         sanity=replace(_SMALL_SANITY, steps=2, apgd_steps=2, more_steps=4, queries=5, corners=2),
         sanity_images=8,
         autoattack=False,

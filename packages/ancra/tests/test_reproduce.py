@@ -1,0 +1,121 @@
+"""ANCRA's rows from training to the table, with what attacks that know the defence make of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from benchmarks.reproduce import ancra as tables_of_ancra
+from benchmarks.reproduce.__main__ import main
+from benchmarks.reproduce.papers import PAPERS, tables_of
+from runs import undrawn
+
+from ancra.examine import EXAMINATIONS
+from robust_core.evaluation import Sizes
+
+SMALL = [
+    *("--model", "resnet8-s2", "--batch-size", "20", "--natural-steps", "1", "--warm-up-steps", "1"),
+    *("--main-steps", "1", "--num-steps", "1", "--validation", "10", "--curve-images", "0"),
+    *("--test-images", "20", "--data", "cifar10", "--threads", "1", "--precision", "float32", "--jobs", "1"),
+]
+SHORT = replace(
+    EXAMINATIONS["smoke"], sizes=Sizes(cascade=12, alone=4, long=4, precise=0, long_steps=3), sanity_images=0
+)
+
+
+@pytest.fixture(scope="module")
+def table(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reproduce")
+    words = ["ancra", "--scale", "smoke", "--rows", "trades,ancra-trades", "--out", str(out), *SMALL]
+    words += ["--data-dir", str(folders)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("robust_core.session.write_report", undrawn)
+        patched.setattr("ancra.examine.write_report", undrawn)
+        patched.setattr(tables_of_ancra, "EXAMINATIONS", {"smoke": SHORT})
+        assert main(words) == 0
+    return out / "ancra/smoke", words
+
+
+def test_every_row_is_attacked_with_knowledge_of_its_defence(table):
+    folder, _ = table
+    entries = {entry["row"]: entry for entry in json.loads((folder / "results.json").read_text())["entries"]}
+    for entry in entries.values():
+        assert entry["examined"]["cascade"]["images"] == 12
+        assert {"adaptive", "attacked/adaptive"} <= set(entry["record"])
+    assert entries["ancra-trades"]["examined"]["sources"] == ["TRADES"]
+    assert entries["trades"]["examined"]["sources"] == []
+    text = (folder / "table.md").read_text()
+    for words in (
+        "| adaptive |",
+        "first 12 images",
+        "no worst case is claimed",
+        "published AutoAttack",
+        "59.70",
+    ):
+        assert words in text
+    assert "attacks that know the network" in text
+
+
+def test_rows_share_beginnings_with_their_own_kind_of_network(table):
+    folder, _ = table
+    # plain networks and those with attention begin alike in nothing
+    assert not (folder / "shared").exists()
+
+
+def test_what_was_examined_is_not_examined_again(table, capsys):
+    _, words = table
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert told.count("not run again") == 2
+    assert "attacks that know the defence" not in told
+
+
+def test_networks_trained_since_make_the_examination_go_on(table, monkeypatch, capsys):
+    folder, words = table
+    path = folder / "results.json"
+    kept = path.read_text()
+    results = json.loads(kept)
+    for entry in results["entries"]:
+        if entry["row"] == "ancra-trades":
+            entry["examined"]["sources"] = []
+    path.write_text(json.dumps(results))
+    asked = []
+    monkeypatch.setattr(
+        tables_of_ancra, "examine_run", lambda run, sources, effort: asked.append((run.name, set(sources)))
+    )
+    assert main(words) == 0
+    assert asked == [("ancra-trades-seed1", {"TRADES"})]
+    assert "ANCRA-TRADES, seed 1] attacks that know the defence" in capsys.readouterr().out
+    path.write_text(kept)
+
+
+def test_transfers_come_from_at_from_trades_and_from_another_seed():
+    runs = {(row, seed): f"{row}{seed}" for row in ("trades", "ra") for seed in (1, 2)} | {("at", 1): "at1"}
+    sources = PAPERS["ancra"].sources
+    assert sources(("ra", 2), runs) == {"AT": "at1", "TRADES": "trades2", "another seed": "ra1"}
+    assert sources(("trades", 1), runs) == {"AT": "at1", "another seed": "trades2"}
+    assert sources(("at", 1), {("at", 1): "at1"}) == {}
+
+
+def test_the_published_tables_are_all_there():
+    names = ["ancra", "ancra-cifar100", "ancra-wrn", "ancra-tiny"]
+    assert [paper.name for paper in tables_of("ancra", "paper")] == names
+    assert [paper.name for paper in tables_of("all", "demo")] == ["part", "ancra"]
+    figures = {
+        (name, row.name): dict(row.published) for name in names for row in PAPERS[name].rows if row.published
+    }
+    assert figures["ancra", "ancra-mart"] == {"natural": 84.88, "autoattack": 59.60}
+    assert figures["ancra-wrn", "ancra-34"] == {"natural": 83.19, "autoattack": 66.28}
+    assert figures["ancra-tiny", "zhang"] == {"natural": 45.26, "pgd-40": 18.42}
+    assert len(figures) == 5 + 4 + 6 + 4
+    for name in names:
+        for row in PAPERS[name].at("paper"):
+            if not row.cited:
+                config, _ = PAPERS[name].resolve({**row.settings, "scale": "paper", "run_dir": "x"})
+                assert config.epochs == 120
+
+
+def test_a_scale_without_rows_is_one_sentence(capsys):
+    assert main(["ancra-wrn", "--scale", "demo"]) == 2
+    assert "has no rows at scale demo" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from ancra.adaptive import Budget
 from ancra.config import AncraConfig
 from ancra.distances import DistanceConfig
 from ancra.histograms import HistogramConfig
+from ancra.networks import build_network
 from ancra.projection import ProjectionConfig
 from ancra.white_attack import WhiteAttackConfig
 from robust_core.data import load_dataset
@@ -58,6 +59,7 @@ def test_the_library_examples_run():
         "generator": torch.Generator().manual_seed(0),
         "test": test,
         "train": test,
+        "model": build_network("resnet8-s2", 10, seed=0),
         "SHORT": Budget(1, 1, 1, 1, 1, 1),
     }
     for example in EXAMPLES:

@@ -158,6 +158,28 @@ def test_autoattack_attacks_the_images_it_is_given_and_its_log_is_kept(in_proces
     assert sizes[2:] == [3]
 
 
+def test_autoattack_is_taken_over_from_the_run_that_made_it_of_the_same_weights(in_process, run, monkeypatch):
+    sizes = []
+
+    def fake(network, images, labels, *, version, eps, norm, batch_size=0, generator=None):
+        sizes.append(len(images))
+        return AutoAttackResult(images, ("apgd-ce",), (), ())
+
+    monkeypatch.setattr("robust_core.attacks.autoattack_available", lambda: True)
+    monkeypatch.setattr("robust_core.attacks.autoattack", fake)
+    words = ["--ckpt_url", run, *QUICK, "--attacks", "aa"]
+    assert in_process(main, words).code == 0
+    for ending in ("json", "npz"):
+        shutil.copy(run / f"evaluation/white-attack.{ending}", run / f"evaluation/pgd.{ending}")
+    before = len(sizes)
+    again = in_process(main, words)
+    assert "autoattack: taken over" in again.out
+    assert "taken over" in (run / "autoattack.log").read_text()
+    in_process(main, [*words, "--epsilon", "4/255"])
+    in_process(main, [*words, "--seed", "7"])
+    assert len(sizes) == before + 2
+
+
 @pytest.mark.parametrize(
     ("words", "name", "value"),
     [

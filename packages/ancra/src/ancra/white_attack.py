@@ -21,8 +21,8 @@ from ancra.examine import EXAMINATIONS, examine_network
 from ancra.inspection import InspectionScript, write_log
 from ancra.published import published_cw
 from robust_core.config import expect, option
-from robust_core.errors import unknown_name
-from robust_core.evaluation import AttackCall, Evaluation, Member, Protocol, evaluate
+from robust_core.errors import UserError, unknown_name
+from robust_core.evaluation import AttackCall, Evaluation, Member, Protocol, evaluate, load_evaluation
 from robust_core.reporting import (
     ADAPTIVE,
     accuracy_table,
@@ -135,6 +135,7 @@ def white_protocol(config: WhiteAttackConfig) -> Protocol:
 
 def white_attack(subject: Subject, config: WhiteAttackConfig) -> tuple[Evaluation, list[str]]:
     """Return the evaluation of a network under :func:`white_protocol`, and what AutoAttack's package logged."""
+    known = _autoattack_of_the_run(subject, config)
     with _autoattack_log() as said:
         evaluation = evaluate(
             subject.network,
@@ -145,8 +146,24 @@ def white_attack(subject: Subject, config: WhiteAttackConfig) -> tuple[Evaluatio
             device=subject.device,
             progress=_progress(),
             runners={"published_cw": _published_cw},
+            known=known,
         )
+    if any(evaluation.runs.get("autoattack") == other.runs["autoattack"] for other in known):
+        said.append("taken over from the evaluation of the run, which had the same weights, images and seed")
+        print(f"autoattack: {said[-1]}")
     return evaluation, said
+
+
+def _autoattack_of_the_run(subject: Subject, config: WhiteAttackConfig) -> list[Evaluation]:
+    """Return the run's own evaluation if AutoAttack was part of it, which takes longer than all else together."""
+    if "aa" not in config.chosen or not (subject.folder / "evaluation" / "pgd.json").exists():
+        return []
+    try:
+        found = load_evaluation(subject.folder / "evaluation", "pgd")
+    except UserError as error:
+        print(f"warning: {error}")
+        return []
+    return [found] if "autoattack" in found.robust else []
 
 
 def published_lines(evaluation: Evaluation) -> list[str]:

@@ -106,12 +106,12 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests; with arguments: pytest with just these."""
+    """Run all tests but the slow ones; with arguments: pytest with just these (``-- packages -m slow``)."""
     environment(session, "dev")
     if session.posargs:
         python(session, "-m", "pytest", *session.posargs)
         return
-    python(session, "-m", "pytest", "packages", "-q", *SPREAD, env=ONE_THREAD)
+    python(session, "-m", "pytest", "packages", "-q", "-m", "not slow", *SPREAD, env=ONE_THREAD)
 
 
 @nox.session

@@ -209,6 +209,7 @@ def test_the_scatter_tells_classes_apart_and_many_by_a_colour_bar():
 @pytest.mark.skipif(
     importlib.util.find_spec("umap") is None, reason="umap-learn is not installed (extra 'plots')"
 )
+@pytest.mark.slow
 def test_the_real_projection_from_the_command_line(environment, package, runs):
     # interpreted: its compilation would take longer than all tests of this file
     environment = {**environment, "NUMBA_DISABLE_JIT": "1"}

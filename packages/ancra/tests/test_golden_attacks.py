@@ -84,7 +84,9 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "wrn" in name else []) for name in NAMES]
+)
 def test_images_in_float64(name):
     arrays = golden.load("ancra", f"{name}.npz")
     last = max(int(key.split("_")[2]) for key in arrays if key.startswith("x_adv_"))

@@ -93,8 +93,7 @@ def check_gradients(model, entry, arrays, suffix):
             close(ours[tuple(slice(side) for side in official.shape)], official, tolerance)
 
 
-@pytest.mark.parametrize("suffix", DTYPES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "suffix"), golden.in_both_precisions(NETWORKS))
 def test_terms_gradients_and_statistics(name, suffix):
     arrays = golden.load("ancra", FILES[name])
     tolerance = {"f64": 1e-10, "f32": 1e-5}[suffix]

@@ -172,6 +172,7 @@ def test_it_is_one_graph_given_its_numbers(strategy):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.slow
 def test_compiled_it_chooses_the_same():
     torch.compiler.reset()
     labels, logits = batch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import golden
 import pytest
 import torch
-from ra_golden import DTYPES, close, inputs, model_of
+from ra_golden import close, inputs, model_of
 
 from ancra.networks import build_network
 from robust_core.models import FrozenView
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.golden
 
 NETWORKS = ("resnet18_ra", "wrn34_10_ra", "preact18_ra", "resnet18")
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
-CASES = [(name, suffix) for name in NETWORKS for suffix in DTYPES]
+CASES = golden.in_both_precisions(NETWORKS)
 
 
 def passes(name, suffix):

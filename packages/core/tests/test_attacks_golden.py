@@ -99,7 +99,7 @@ def test_pgd_in_float32():
     same_in_float32(pgd_iterates("f32", 1)[1], "attack_pgd.npz")
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("steps", [1, 2, pytest.param(10, marks=pytest.mark.slow)])
 def test_mma_in_float64(steps):
     same_in_float64(mma_run("f64", steps)[0].images, "attack_mma.npz", steps)
 

@@ -311,9 +311,8 @@ def rounding(view: FrozenView, features: Tensor, classes: Tensor, method: str) -
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["resnet18", "wrn34_10"])
+@pytest.mark.parametrize(("name", "suffix"), golden.in_both_precisions(("resnet18", "wrn34_10")))
 @pytest.mark.parametrize("method", CAM_METHODS)
-@pytest.mark.parametrize("suffix", DTYPES)
 def test_official_maps(name: str, method: str, suffix: str) -> None:
     official, key = golden.load("part", "cam.npz"), f"{name}_{method}"
     view, logits, features = golden_view(name, suffix)

@@ -15,7 +15,7 @@ from robust_core.models import FrozenView, build_model, load_state
 pytestmark = pytest.mark.golden
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
-CASES = [(name, suffix) for name in ("resnet18", "wrn34_10") for suffix in DTYPES]
+CASES = golden.in_both_precisions(("resnet18", "wrn34_10"))
 
 
 def error(ours: Tensor | np.ndarray, reference: np.ndarray) -> float:

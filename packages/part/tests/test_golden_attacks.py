@@ -141,6 +141,7 @@ def check_margins(arrays: dict[str, np.ndarray], view: Any, given: dict[str, Any
         np.testing.assert_allclose(clamped.numpy(), arrays[f"mm_loss_{where}_f64"], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_part_mma_in_float64():
     arrays = golden.load("part", "attack_part_mma.npz")
     view = frozen(golden.recipe_model("resnet18", torch.float64))

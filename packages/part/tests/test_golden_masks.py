@@ -88,8 +88,9 @@ def features_and_logits(
     return view, features, logits
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "dtype"), golden.in_both_precisions(NETWORKS, (torch.float64, torch.float32))
+)
 def test_masks_of_our_own_maps(network, dtype):
     arrays = golden.load("part", "cam.npz")
     view, features, logits = features_and_logits(network, dtype)

@@ -80,6 +80,7 @@ def test_finished_rows_are_not_run_again_unless_forced(table, capsys):
     assert "not run again" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_run_side_by_side_to_the_same_results(table, folders, tmp_path):
     out, words = table
     beside = [*words, "--out", str(tmp_path), "--jobs", "2", "--rows", "at,part"]

@@ -138,6 +138,7 @@ def test_official_behaviour_trains(in_process, folders):
     assert [stored[name] for name in axes] == ["jet", "batch", "predicted", "restarted", "two", "unclipped"]
 
 
+@pytest.mark.slow
 def test_regional_epsilon_writes_its_table(script, in_process, folders, tmp_path):
     words = [*SMALL, "--data-dir", folders, "--final-tests", "pgd-20", "--run-dir", "regional"]
     done = script("regional_epsilon.py", *words)

@@ -10,16 +10,19 @@ import functools
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 __all__ = [
     "MODEL_NAMES",
     "fingerprint",
     "golden_dir",
+    "in_both_precisions",
     "load",
     "load_json",
     "recipe_model",
@@ -55,6 +58,15 @@ def load(paper: str, file: str) -> dict[str, np.ndarray]:
 def load_json(paper: str, file: str) -> Any:
     """Return the contents of one ``.json`` file; treat them as read-only, they are shared."""
     return json.loads((golden_dir(paper, file) / file).read_text(encoding="utf8"))
+
+
+def in_both_precisions(names: Iterable[str], dtypes: Iterable[Any] = ("f32", "f64")) -> list[Any]:
+    """Return parameters (name, dtype) of a test; a WideResNet in float64 takes ten seconds and more."""
+    return [
+        pytest.param(name, dtype, marks=[pytest.mark.slow] if "wrn" in name and "64" in str(dtype) else [])
+        for name in names
+        for dtype in dtypes
+    ]
 
 
 def _recipe_tensor(name: str, shape: list[int], g: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from robust_core.reporting import (
     render_page,
     save_figure,
     share_cell,
+    strength_figure,
 )
 from robust_core.storage import write_json, write_whole
 
@@ -250,8 +251,26 @@ def _figure_rows(results: ResultFile, rows: Sequence[Row], column: str) -> list[
     return found
 
 
+def _strength(paper: Paper, results: ResultFile, rows: Sequence[Row], folder: Path) -> Picture:
+    """Draw what stronger and stronger attacks leave of each method."""
+    columns = (("natural", "natural"), *paper.columns)
+    methods = {}
+    for row in rows:
+        found = {head: interval_of(results.of_row(row.name), name) for name, head in columns}
+        if known := {head: interval for head, interval in found.items() if interval is not None}:
+            methods[row.title] = known
+    figure = strength_figure(methods)
+    for ending in ("png", "pdf"):
+        save_figure(figure, folder / f"attacks.{ending}")
+    return Picture(
+        png_bytes(figure),
+        alt="Accuracy of each method on natural images and under each attack, with 95% intervals",
+        caption="What the published attack says, and what attacks that know the network leave.",
+    )
+
+
 def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder: Path) -> Table:
-    """Write table.md, table.json, comparison.png and index.html into ``folder``; returns the main table."""
+    """Write table.md, table.json, figures and index.html into ``folder``; returns the main table."""
     table = main_table(paper, results, rows)
     differences = difference_table(paper, results, rows)
     member, heading = paper.columns[0]
@@ -262,7 +281,10 @@ def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder:
         alt=f"Natural and {heading} accuracy of each method with 95% intervals",
         caption=f"Natural and {heading} accuracy. The panels have their own ranges.",
     )
-    sections = [Section("Results", (Notice(paper.reading[results.scale]), table, Pictures((picture,))))]
+    pictures = [picture]
+    if any(entry.examined for entry in results.entries):
+        pictures.insert(0, _strength(paper, results, rows, folder))
+    sections = [Section("Results", (Notice(paper.reading[results.scale]), table, Pictures(tuple(pictures))))]
     text = table.markdown()
     honesty = honesty_table(paper, results, rows)
     if honesty is not None:

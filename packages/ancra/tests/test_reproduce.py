@@ -55,6 +55,8 @@ def test_every_row_is_attacked_with_knowledge_of_its_defence(table):
     ):
         assert words in text
     assert "attacks that know the network" in text
+    assert (folder / "attacks.png").stat().st_size > 5000
+    assert (folder / "attacks.pdf").read_bytes()[:4] == b"%PDF"
 
 
 def test_rows_share_beginnings_with_their_own_kind_of_network(table):

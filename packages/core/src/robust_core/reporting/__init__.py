@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robust_core.reporting.accuracy import accuracy_bars, accuracy_table, part_dots, part_table
-from robust_core.reporting.comparison import MethodResult, comparison_figure
+from robust_core.reporting.comparison import MethodResult, comparison_figure, strength_figure
 from robust_core.reporting.curves import accuracy_curves, loss_curves
 from robust_core.reporting.figures import png_bytes, save_figure
 from robust_core.reporting.gallery import gallery_caption, gallery_figure
@@ -41,5 +41,6 @@ __all__ = [
     "sanity_as_table",
     "save_figure",
     "share_cell",
+    "strength_figure",
     "write_report",
 ]

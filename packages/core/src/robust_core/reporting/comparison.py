@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -10,9 +10,18 @@ from matplotlib.figure import Figure
 
 from robust_core.errors import UserError
 from robust_core.evaluation import Interval
-from robust_core.reporting.figures import COLORS, SMALL, TEXT, error_ends, new_figure, tidy
+from robust_core.reporting.figures import (
+    COLORS,
+    MARKERS,
+    SMALL,
+    TEXT,
+    error_ends,
+    new_figure,
+    percent_axis,
+    tidy,
+)
 
-__all__ = ["MethodResult", "comparison_figure"]
+__all__ = ["MethodResult", "comparison_figure", "strength_figure"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,44 @@ def comparison_figure(
             [], [], marker="D", markerfacecolor="none", color="black", linestyle="none", label="published"
         )
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False)
+    return figure
+
+
+def strength_figure(methods: Mapping[str, Mapping[str, Interval]]) -> Figure:
+    """Return one line per method with its accuracy under each attack, from natural images to the strongest one.
+
+    ``methods`` maps names to intervals (shares in [0, 1]) by attack, in the order in which they are drawn; attacks
+    that a method lacks are left out. Raises ``UserError`` without methods.
+    """
+    if not methods:
+        raise UserError("No methods to compare: expected at least one.")
+    attacks = list(dict.fromkeys(attack for found in methods.values() for attack in found))
+    figure = new_figure(6.2, 1.35 + 0.5 * len(methods))
+    axes = figure.subplots()
+    for number, attack in enumerate(attacks):
+        offset = 0.16 * (number - (len(attacks) - 1) / 2)
+        drawn = [(place, found[attack]) for place, found in enumerate(methods.values()) if attack in found]
+        for first, (place, interval) in enumerate(drawn):
+            axes.errorbar(
+                100 * interval.estimate,
+                place + offset,
+                xerr=error_ends(interval.estimate, interval.ends() and interval[1:]),
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=6,
+                color=COLORS[number % len(COLORS)],
+                capsize=2.5,
+                linewidth=1.3,
+                linestyle="none",
+                label=attack if first == 0 else None,
+            )
+    for place in range(len(methods) - 1):
+        axes.axhline(place + 0.5, color="#eceff2", linewidth=0.7, zorder=0)
+    axes.set_yticks(range(len(methods)), list(methods))
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    tidy(axes, grid="x")
+    axes.tick_params(axis="y", length=0)
+    percent_axis(axes, "x", "accuracy (%), 95% intervals", low=-2, high=102)
+    figure.legend(loc="outside lower center", ncols=len(attacks), fontsize=SMALL, frameon=False)
     return figure
 
 

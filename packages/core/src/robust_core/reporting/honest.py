@@ -13,7 +13,6 @@ from robust_core.reporting.figures import (
     COLORS,
     GREY,
     SMALL,
-    WIDTH,
     error_ends,
     new_figure,
     percent_axis,
@@ -115,17 +114,17 @@ def sanity_as_table(checks: Sequence[Check], title: str = "") -> Table:
 
 
 def examination_figure(found: Examination) -> Figure:
-    """Return accuracy under each member alone, between natural accuracy and the worst case of all."""
+    """Return accuracy under each member alone, between natural accuracy and the worst case of all together."""
     shown = found.alone or found.cascade
     count = len(shown.labels)
     natural = float(shown.natural.mean())
     worst = found.cascade.worst_case()
     # of a cascade alone the first member is the only one that attacked everything
     names = [name for name in shown.robust if (shown.attacked[name] | ~shown.natural).all()]
-    figure = new_figure(WIDTH, 1.5 + 0.24 * (len(names) + 2))
+    figure = new_figure(6.2, 1.5 + 0.24 * (len(names) + 2))
     axes = figure.subplots()
     shares = [(member_label(name), shown.robust[name] & shown.natural, COLORS[0]) for name in names]
-    shares.append((f"worst case of all ({len(worst)} images)", worst, COLORS[1]))
+    shares.append((f"all together ({len(worst)} images)", worst, COLORS[1]))
     for place, (_, bits, color) in enumerate(shares):
         interval = wilson(int(bits.sum()), len(bits))
         axes.errorbar(
@@ -143,7 +142,7 @@ def examination_figure(found: Examination) -> Figure:
     )
     axes.set_yticks(range(len(shares)), [label for label, _, _ in shares])
     axes.set_ylim(len(shares) - 0.5, -0.5)
-    axes.legend(loc="lower right", fontsize=SMALL, frameon=False)
+    figure.legend(loc="outside upper center", fontsize=SMALL, frameon=False)
     tidy(axes, grid="x")
-    percent_axis(axes, "x", f"accuracy under each attack alone (%), {count} images", low=-2, high=102)
+    percent_axis(axes, "x", f"accuracy (%), each alone, {count} images", low=-2, high=102)
     return figure

@@ -3,8 +3,8 @@
 Command: ``nox -s reproduce-part -- --scale demo|reduced|paper`` (``--data-dir`` names real CIFAR-10).
 Published figures: the paper's main tables could not be read, so no row has any; they stay empty.
 
-- demo: embedded shapes, resnet8-s2, 9,500 images (500 apart for curves), batch 128, 200 natural steps, 200 of
-  warm-up with a rising budget, 120 of the method; 3 attack steps of 4/255; PGD-20 on 500 images. One seed.
+- demo: embedded shapes, resnet8-s2, 9,500 images (500 apart for curves), batch 128, 200 natural steps, 180 of
+  warm-up with a rising budget, 100 of the method; 3 attack steps of 4/255; PGD-20 on 400 images. One seed.
 - reduced: real CIFAR-10, resnet18-w16, 10,000 class-balanced images, 12 epochs of which 4 warm-up, 10 attack
   steps of 2/255, three seeds; PGD-20 and MMA on 2,000 test images.
 - paper: CIFAR-10, ResNet-18, 80 epochs of which 20 warm-up, for a GPU.

@@ -16,6 +16,7 @@ from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tasks import Inquiry, Task, carry_out_all
 from robust_core.config import RunConfig
 from robust_core.data import load_dataset, steps_per_epoch
+from robust_core.evaluation import load_evaluation
 from robust_core.training import RunDirectory
 
 __all__ = ["Reproduction"]
@@ -121,8 +122,8 @@ class Reproduction:
         for (name, seed), title in wanted.items():
             entry = self.results.find(name, seed)
             sources = self.paper.sources((name, seed), runs) if self.paper.sources else {}
-            # trained since: the members that transfer from it are new, the others are taken over
-            more = entry is not None and not set(sources) <= set(entry.examined.get("sources", ()))
+            # trained since, or anew: the members that transfer from it are others, the rest is taken over
+            more = entry is not None and self._changed(sources, entry.examined.get("sources", {}))
             if entry is None or (entry.examined and not more and not self.force):
                 continue
             if (name, seed) not in runs:
@@ -139,6 +140,14 @@ class Reproduction:
             assert before is not None
             run = RunDirectory.open(done.path)
             self.results.add(Entry.of_run(name, seed, before.settings, run, self.paper.protocol))
+
+    def _changed(self, sources: Mapping[str, Path], before: Mapping[str, str]) -> bool:
+        """Return whether networks to transfer from are other ones than when a run was examined."""
+        now = {
+            name: load_evaluation(path / "evaluation", self.paper.protocol).weights
+            for name, path in sources.items()
+        }
+        return any(before.get(name) != weights for name, weights in now.items())
 
     def configure(self, row: Row, seed: int) -> Any:
         """Return a row's configuration: the scale's defaults, the row's settings, the user's flags."""

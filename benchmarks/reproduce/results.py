@@ -63,9 +63,9 @@ class Entry:
             if not attacked.all():
                 columns[f"attacked/{name}"] = attacked
         examined: dict[str, Any] = {}
-        if (run.path / ADAPTIVE / "cascade.json").exists():
-            found = load_examination(run.path / ADAPTIVE)
-            columns |= _examined_columns(found.cascade, evaluation)
+        found = load_examination(run.path / ADAPTIVE, evaluation.weights)
+        if found is not None:
+            columns |= _examined_columns(found, evaluation)
             examined = _examined_summary(found, run.path / ADAPTIVE / "sanity.json")
         return cls(
             row=row,
@@ -97,19 +97,20 @@ class Entry:
         return None if bits is None else float(bits.mean())
 
 
-def _examined_columns(cascade: Evaluation, whole: Evaluation) -> dict[str, NDArray[np.bool_]]:
+def _examined_columns(found: Examination, whole: Evaluation) -> dict[str, NDArray[np.bool_]]:
     """Return the worst case of all attacks on the examined images, which are the first, and AutoAttack's own part."""
+    cascade = found.cascade
     count, total = len(cascade.labels), len(whole.labels)
     seen = np.arange(total) < count
-    worst = cascade.worst_case() & whole.worst_case()[:count]
-    found = {"adaptive": np.pad(worst, (0, total - count))}
+    worst = found.worst_case() & whole.worst_case()[:count]
+    columns = {"adaptive": np.pad(worst, (0, total - count))}
     if "autoattack" in cascade.robust:
         # images wrong at zero perturbation are not attacked in a cascade
         alone = cascade.robust["autoattack"] & cascade.natural
-        found["autoattack"] = np.pad(alone, (0, total - count))
+        columns["autoattack"] = np.pad(alone, (0, total - count))
     if count < total:
-        found |= {f"attacked/{name}": seen for name in tuple(found)}
-    return found
+        columns |= {f"attacked/{name}": seen for name in tuple(columns)}
+    return columns
 
 
 def _examined_summary(found: Examination, sanity: Path) -> dict[str, Any]:
@@ -117,7 +118,12 @@ def _examined_summary(found: Examination, sanity: Path) -> dict[str, Any]:
     checks = load_checks(sanity) if sanity.exists() else []
     members = found.cascade.protocol.members
     return {
-        "sources": [member.settings["source"] for member in members if member.kind == "transfer"],
+        "sources": {
+            member.settings["source"]: member.settings["source_weights"]
+            for member in members
+            if member.kind == "transfer"
+        },
+        "claims": found.claims(),
         "cascade": found.cascade.summary(),
         "alone": None if found.alone is None else found.alone.summary()["members"],
         "gain": found.gain(),

@@ -107,12 +107,14 @@ def _examined_note(results: ResultFile) -> str:
     """Say what stands in the column "adaptive"."""
     entries = [entry for entry in results.entries if entry.examined]
     images = sorted({entry.examined["cascade"]["images"] for entry in entries})
-    complete = all(entry.examined["cascade"]["complete"] for entry in entries)
+    complete = all(entry.examined["claims"] for entry in entries)
     autoattack = all("autoattack" in entry.examined["cascade"]["members"] for entry in entries)
     note = (
-        "AutoAttack: right at zero perturbation and after it. Adaptive: the worst case over every iterate of all these "
+        "Adaptive: the worst case over every iterate of all these "
         f"attacks and of those that know the network, on the first {' or '.join(map(str, images))} images."
     )
+    if autoattack:
+        note = f"AutoAttack: right at zero perturbation and after it. {note}"
     if not autoattack:
         note += " AutoAttack was not part of it, so that no worst case is claimed."
     elif not complete:
@@ -133,7 +135,9 @@ def honesty_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Tab
             only = [
                 f"{name} {m['only_this_breaks']}" for name, m in alone.items() if m.get("only_this_breaks")
             ]
-            failed = [check["name"] for check in entry.examined["sanity"] if check["failed"]]
+            sanity = entry.examined["sanity"]
+            failed = ", ".join(check["name"] for check in sanity if check["failed"]) or "none"
+            checked = sum(check["failed"] is not None for check in sanity)
             gain, gap = (entry.examined[name] for name in ("gain", "precision_gap"))
             lines.append(
                 (
@@ -143,7 +147,7 @@ def honesty_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Tab
                     ", ".join(only) or "–",
                     "–" if gain is None else f"{100 * gain:+.1f}",
                     "–" if gap is None else f"{100 * gap:.1f}",
-                    ", ".join(failed) or "none",
+                    f"{failed} (of {checked})" if checked > 1 else "not made",
                 )
             )
     if not lines:
@@ -163,7 +167,7 @@ def honesty_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Tab
         title=f"{paper.title}: attacks that know the network",
         notes=(
             "In the cascade an attack meets only what those before it left. Only this breaks: images of the first ones "
-            "that every member attacked alone. Longer: points by which five times the steps lower the worst case. "
+            "that every member attacked alone. Longer: points by which more steps lower the worst case. "
             "float64: points between the precisions. Sanity: lines of the table in each run's report.",
         ),
     )

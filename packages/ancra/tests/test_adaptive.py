@@ -85,15 +85,20 @@ def test_objectives_climb_what_their_names_say():
     assert torch.allclose(largest_margin(logits, labels), margins.amax(dim=1))
 
 
-def test_the_suite_has_every_member_of_the_design():
-    names = [m.name for m in adaptive_protocol(2, 10, sources=("AT", "TRADES", "another seed")).members]
+def test_the_suite_has_every_member_of_the_design(network):
+    names = [
+        m.name
+        for m in adaptive_protocol(
+            2, 10, sources=dict.fromkeys(("AT", "TRADES", "another seed"), network)
+        ).members
+    ]
     outputs = [
         f"b {loss}, {out}"
         for out in ("block 1", "block 2", "final", "sum")
         for loss in ("ce", "dlr", "margin")
     ]
     soft = [f"d soft {t}, {loss}" for t in ("0.1", "1", "10") for loss in ("ce", "margin")]
-    transfer = ["g transfer, AT", "g transfer, TRADES", "g transfer, another seed"]
+    transfer = ["g transfer, AT", "g transfer, TRADES", "g transfer, another seed"]  # in alphabetical order
     last = ["h square", "h square, blocks", "h rays"]
     assert names == [
         "autoattack",
@@ -124,9 +129,9 @@ def test_every_member_runs_on_networks_with_and_without_attention(kind, images):
     data = _labelled(model, images)
     other = build_network("resnet10-s2", 10, seed=2).eval()
     protocol = adaptive_protocol(
-        blocks_of(model), 10, budget=replace(TINY, targets=2), sources=("other",), autoattack=False
+        blocks_of(model), 10, budget=replace(TINY, targets=2), sources={"other": other}, autoattack=False
     )
-    runners = adaptive_runners(data, {"other": other})
+    runners = adaptive_runners(images, {"other": other})
     found = evaluate(model, data, protocol, runners=runners)
     assert all(run.ran for run in found.runs.values())
     assert all(run.forward > 0 for run in found.runs.values())
@@ -166,20 +171,6 @@ def test_targets_bound_the_classes_of_each_image(network, images):
     assert 2 * few.backward < many.backward
 
 
-def test_an_argmax_choice_falls_to_attacks_on_the_choice(images):
-    """A network whose decision is that of its first block's logits, and whose final logits hide it."""
-    model = build_network("resnet10-s2", 10, seed=5).eval()
-    data = _labelled(model, load_dataset("shapes", split="test").subset(torch.arange(24)))
-    budget = replace(TINY, steps=10, targets=3)
-    members = {m.name: m for m in adaptive_protocol(2, 10, eps=3 * EPS, budget=budget).members}
-    runners = adaptive_runners()
-    alone = {
-        name: evaluate(model, data, Protocol("p", (members[name],)), runners=runners).worst_case().mean()
-        for name in ("b ce, final", "b ce, block 1", "b ce, block 2")
-    }
-    assert min(alone["b ce, block 1"], alone["b ce, block 2"]) <= alone["b ce, final"]
-
-
 def test_the_worst_case_is_at_most_each_member(network, images, tmp_path):
     data = _labelled(network, images)
     effort = EXAMINATIONS["smoke"]
@@ -195,8 +186,9 @@ def test_the_worst_case_is_at_most_each_member(network, images, tmp_path):
         "adaptive.png",
         "adaptive.pdf",
         "sanity.json",
-        "cascade.json",
-        "float64.npz",
+        "examination.json",
+        "cascade-2.json",
+        "float64-2.npz",
     } <= files
 
 
@@ -236,15 +228,43 @@ def test_the_script_examines_a_run_from_another(trained, run, in_process):
     for part in ("Adaptive suite", "g transfer, trades", "Sanity table", "worst case", "b ce, block 1: "):
         assert part in done.out
     assert len(load_examination(run / "adaptive").cascade.labels) == 12
-    assert json.loads((run / "adaptive/cascade.json").read_text())["weights"]
+    assert json.loads((run / "adaptive/cascade-2.json").read_text())["weights"]
 
 
 def test_an_examination_is_not_made_twice(run, in_process):
     assert in_process(main, _words(run)).code == 0
     again = in_process(main, _words(run, "--adaptive-images", "8"))
     assert again.code == 0, again.err
-    assert "b ce, block 1: " not in again.out
+    assert "b ce, block 1: 8 of" not in again.out
+    assert "taken over" in again.out
     assert len(load_examination(run / "adaptive").cascade.labels) == 8
+
+
+def test_a_source_of_other_data_is_refused_before_anything_is_attacked(trained, run, in_process, tmp_path):
+    other = Path(shutil.copytree(trained / "trades", tmp_path / "other"))
+    record = json.loads((other / "config.json").read_text())
+    record["config"]["data"] = "cifar100"
+    (other / "config.json").write_text(json.dumps(record))
+    done = in_process(main, _words(run, "--transfer-from", other))
+    assert done.code == 2
+    assert "was trained on cifar100, this network on shapes" in done.err
+    assert not (run / "evaluation/white-attack.json").exists()
+
+
+def test_sources_of_one_name_stay_apart_and_need_no_run(trained, run, in_process, tmp_path):
+    places = [Path(shutil.copytree(trained / "trades", tmp_path / name / "same")) for name in "ab"]
+    bare = shutil.copy(trained / "trades/model-wrn-last.pt", tmp_path / "plain.pt")
+    done = in_process(main, _words(run, "--transfer-from", ",".join(map(str, (*places, bare)))))
+    assert done.code == 0, done.err
+    members = [
+        m.name for m in load_examination(run / "adaptive").cascade.protocol.members if m.kind == "transfer"
+    ]
+    assert len(members) == 3
+
+
+def test_flags_of_the_adaptive_suite_without_it_are_told(run, in_process):
+    words = ["--ckpt_url", run, "--attacks", "natural", "--test-images", "4", "--effort", "demo"]
+    assert "warning: --effort has no effect here" in in_process(main, words).out
 
 
 def test_a_place_to_transfer_from_that_is_not_there_is_one_sentence(run, in_process):

@@ -174,6 +174,9 @@ def test_autoattack_is_taken_over_from_the_run_that_made_it_of_the_same_weights(
     before = len(sizes)
     again = in_process(main, words)
     assert "autoattack: taken over" in again.out
+    assert (
+        json.loads((run / "evaluation/white-attack.json").read_text())["runs"]["autoattack"]["images"] == 12
+    )
     assert "taken over" in (run / "autoattack.log").read_text()
     in_process(main, [*words, "--epsilon", "4/255"])
     in_process(main, [*words, "--seed", "7"])

@@ -21,6 +21,7 @@ from robust_core.evaluation import (
     feature_runner,
     load_examination,
     transfer_runner,
+    weights_digest,
 )
 from robust_core.models import build_model, pooled_features
 from robust_core.reporting import examination_figure, examination_table, write_report
@@ -94,8 +95,7 @@ def test_an_examination_that_was_stopped_goes_on(examined, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         _examiner(tmp_path, progress=stop).examine(4)
-    with pytest.raises(UserError, match="not finished"):
-        load_examination(tmp_path)
+    assert load_examination(tmp_path) is None
     ran = set()
     whole = _examiner(
         tmp_path,
@@ -108,13 +108,84 @@ def test_an_examination_that_was_stopped_goes_on(examined, tmp_path):
 
 
 def test_damaged_parts_are_made_anew(tmp_path):
-    (tmp_path / "cascade.json").write_text("{")
-    (tmp_path / "cascade.npz").write_text("")
+    (tmp_path / "cascade-1.json").write_text("{")
+    (tmp_path / "cascade-1.npz").write_text("")
     said = []
     sizes = Sizes(cascade=8, alone=0, long=0, precise=0)
     _examiner(tmp_path, said=said, sizes=sizes).examine(1)
-    assert "cannot be read" in said[0]
+    assert "damaged; its members are run again" in said[0]
     assert len(load_examination(tmp_path).cascade.labels) == 8
+    (tmp_path / "cascade-1.npz").write_text("")
+    with pytest.raises(UserError, match="examine the network again"):
+        load_examination(tmp_path)
+
+
+def test_of_another_network_there_is_no_examination(examined):
+    found, folder = examined
+    assert load_examination(folder, found.cascade.weights) is not None
+    assert load_examination(folder, "another") is None
+
+
+def test_parts_of_another_examination_are_not_mixed_in(examined, tmp_path):
+    """What a longer examination left lies beside the shorter one that came after it."""
+    _examiner(tmp_path, sizes=replace(SIZES, precise=0)).examine(4)
+    _examiner(tmp_path, sizes=Sizes(cascade=10, alone=0, long=0, precise=0)).examine(2)
+    found = load_examination(tmp_path)
+    assert (found.alone, found.long) == (None, None)
+    assert found.cascade.protocol.members[0].settings["steps"] == 2
+
+
+def test_few_images_are_compared_with_the_same_few():
+    found = _examiner(sizes=Sizes(cascade=5, alone=20, long=20, precise=20, long_steps=8)).examine(4)
+    sizes = [len(part.labels) for part in (found.cascade, found.alone, found.long, found.float64)]
+    assert sizes == [5, 5, 5, 5]
+    assert abs(found.gain()) <= 0.2
+
+
+def test_the_worst_case_is_over_all_parts(examined):
+    found, _ = examined
+    broken = found.long.robust["apgd"].copy()
+    broken[:] = False
+    more = replace(found, long=replace(found.long, robust={**found.long.robust, "apgd": broken}))
+    assert not more.worst_case()[:20].any()
+    assert (more.worst_case()[20:] == found.cascade.worst_case()[20:]).all()
+    assert not found.claims()
+
+
+def test_another_source_of_the_same_name_is_another_member(tmp_path):
+    def suite(source):
+        settings = {"eps": EPS, "steps": 3, "source": "other", "source_weights": weights_digest(source)}
+        return lambda steps: Protocol("s", (Member("t", "transfer", settings),))
+
+    ran = []
+    for source in (tiny_trades(1), tiny_trades(1), tiny_trades(2)):
+        Examiner(
+            model=tiny_trades(),
+            dataset=tiny_images(8),
+            suite=suite(source),
+            runners={"transfer": transfer_runner({"other": source})},
+            sizes=Sizes(cascade=8, alone=0, long=0, precise=0),
+            folder=tmp_path,
+            progress=lambda member, *_: ran.append(member),
+        ).examine(3)
+    assert ran.count("t") == 2
+
+
+def test_a_finished_examination_whose_budget_was_doubled_is_not_run_again(tmp_path):
+    data = tiny_images(20)
+    suite, run = _breaking(lambda steps: 10 if steps >= 20 else 0)
+    ran = []
+    for _ in range(2):
+        Examiner(
+            model=_WrongIfChanged(data).eval(),
+            dataset=data,
+            suite=suite,
+            runners={"some": lambda call: ran.append(call.settings["steps"]) or run(call)},
+            sizes=Sizes(cascade=20, alone=0, long=20, precise=0, long_steps=40),
+            folder=tmp_path,
+            say=[].append,
+        ).examine(5)
+    assert ran == [5, 40, 10, 20]
 
 
 def _breaking(images_of):
@@ -236,7 +307,13 @@ def _wide(data):
 def test_the_table_and_the_report_show_what_was_found(examined):
     found, folder = examined
     text = examination_table(found, "Suite").markdown()
-    for words in ("| APGD |", "worst case", "only this breaks", "first 20 test images", "float64 differ"):
+    for words in (
+        "| APGD |",
+        "of those that ran",
+        "only this breaks",
+        "first 20 test images",
+        "float64 differ",
+    ):
         assert words in text
     short = examination_table(Examination(found.cascade)).markdown()
     assert "| – | – |" in short
@@ -244,6 +321,8 @@ def test_the_table_and_the_report_show_what_was_found(examined):
         tiny_trades(), tiny_images(8), _suite(1), runners={"transfer": transfer_runner({})}, cascade=True
     )
     assert "no worst case is claimed" in examination_table(Examination(incomplete)).markdown()
+    assert "was not run: no network 'other'" in examination_table(Examination(incomplete)).markdown()
+    assert "eps 8/255; steps of the gradient attacks: 4" in text
     assert len(examination_figure(found).axes) == 1
     run = folder.parent
     write_json(run / "config.json", {"config": {}})

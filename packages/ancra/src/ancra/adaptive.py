@@ -7,7 +7,7 @@ or fix it. Success is judged by the unmodified network as anywhere else (``robus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,15 @@ from ancra.attention import Choice, Outputs, attends, stacked
 from robust_core import attacks
 from robust_core.attacks.objectives import Objective, cross_entropy, dlr, margin, margin_towards
 from robust_core.data import ImageSet
-from robust_core.evaluation import AttackCall, Member, Protocol, Runner, feature_runner, transfer_runner
+from robust_core.evaluation import (
+    AttackCall,
+    Member,
+    Protocol,
+    Runner,
+    feature_runner,
+    transfer_runner,
+    weights_digest,
+)
 from robust_core.models import FrozenView
 
 __all__ = [
@@ -63,26 +71,26 @@ def adaptive_protocol(
     *,
     eps: float = 8 / 255,
     budget: Budget = FULL,
-    sources: Sequence[str] = (),
+    sources: Mapping[str, nn.Module] | None = None,
     autoattack: bool = True,
 ) -> Protocol:
     """Return the adaptive suite against a network with so many attended blocks (0: a plain one).
 
-    ``sources`` name the networks that are transferred from. Members, by the letters of their names: AutoAttack
+    ``sources`` are the networks that are transferred from. Members, by the letters of their names: AutoAttack
     on the final logits; b cross-entropy, DLR and margin on each block's logits, the final ones and their sum;
     c all towards one wrong class; d the choice made soft for the gradient; e the choice fixed to each class; f
     features of training images; g transfer; h without gradients: Square on the final logits and on the largest
-    margin of all, RayS by labels alone. DLR needs three classes.
+    margin of all, RayS by labels alone. AutoAttack and DLR need three classes.
     """
     apgd = {"eps": eps, "steps": budget.steps}
     towards = {**apgd, "targets": budget.targets or num_classes - 1}
     outputs = ["final"] if blocks == 0 else [f"block {i + 1}" for i in range(blocks)] + ["final", "sum"]
     losses = [loss for loss in LOSSES if loss != "dlr" or num_classes > 2]
-    members = (
-        [Member("autoattack", "autoattack", {"eps": eps, "norm": "linf", "version": "standard"})]
-        if autoattack
-        else []
-    )
+    members = []
+    if autoattack and num_classes > 2:  # of two classes it would be another set of attacks under its name
+        members.append(
+            Member("autoattack", "autoattack", {"eps": eps, "norm": "linf", "version": "standard"})
+        )
     for output in outputs:
         for loss in losses:
             settings = {**apgd, "output": output, "loss": loss, "restarts": budget.restarts}
@@ -95,8 +103,9 @@ def adaptive_protocol(
                 members.append(Member(f"d soft {temperature:g}, {loss}", "soft-choice", settings))
         members.append(Member("e fixed choice", "fixed-choice", towards))
     members.append(Member("f features", "features", {**apgd, "targets": min(3, num_classes - 1)}))
-    for source in sources:
-        members.append(Member(f"g transfer, {source}", "transfer", {**apgd, "source": source}))
+    for name, network in sorted((sources or {}).items()):
+        source = {"source": name, "source_weights": weights_digest(network)}
+        members.append(Member(f"g transfer, {name}", "transfer", {**apgd, **source}))
     members.append(Member("h square", "square", {"eps": eps, "queries": budget.queries}))
     if blocks:
         members.append(Member("h square, blocks", "square-outputs", {"eps": eps, "queries": budget.queries}))

@@ -32,7 +32,15 @@ from robust_core.training import RunDirectory
 from robust_core.training.checkpoint import CheckpointStore
 from robust_core.training.machine import resolve_device
 
-__all__ = ["WEIGHT_FILES", "Subject", "SubjectConfig", "find_weights", "load_subject", "training_images"]
+__all__ = [
+    "WEIGHT_FILES",
+    "Subject",
+    "SubjectConfig",
+    "find_weights",
+    "load_sources",
+    "load_subject",
+    "training_images",
+]
 
 Say = Callable[[str], None]
 
@@ -268,6 +276,46 @@ def training_images(
     except UserError as error:
         say(f"warning: no training images: {error}")
         return None
+
+
+def load_sources(places: str, like: Subject, *, say: Say = print) -> dict[str, Network]:
+    """Return the networks at ``places`` (with commas between) to transfer from, by the names of their folders or files.
+
+    A bare state dict is of the network ``like``, with or without its attention, as the classifier's name tells.
+
+    Raises:
+        UserError: if there are no weights, they do not fit, or they were trained on other data.
+    """
+    words = list(dict.fromkeys(word.strip() for word in places.split(",") if word.strip()))
+    # the last parts of the paths, as many as tell them apart
+    depths = (["/".join(Path(word).parts[-depth:]) for word in words] for depth in range(1, 20))
+    keys = next((names for names in depths if len(set(names)) == len(names)), words)
+    return {key: load_source(word, like, say=say) for key, word in zip(keys, words, strict=True)}
+
+
+def load_source(place: str, like: Subject, *, say: Say = print) -> Network:
+    """Return the network at one place, as :func:`load_sources` does."""
+    weights, _, run = find_weights(place, flag="--transfer-from", say=say)
+    state = _read_state(weights)
+    if run and run.get("data") != like.settings["data"]:
+        raise UserError(
+            f"--transfer-from {place} was trained on {run.get('data')}, this network on {like.settings['data']}; name "
+            "networks of the same data."
+        )
+    plain = {**like.settings, "attention": "none" if "linear.weight" in state else like.settings["attention"]}
+    settings = {name: run.get(name, other) for name, other in _DECIDED.items()} if run else plain
+    info = like.images.info
+    network = build_network(
+        settings["model"],
+        info.num_classes,
+        attention=settings["attention"],
+        image_size=info.size,
+        mean=info.mean if settings["normalize"] else None,
+        std=info.std if settings["normalize"] else None,
+        seed=0,
+    )
+    load_state(network, state, source=str(weights))
+    return network.eval().to(like.device)
 
 
 def _check_names(network: Network, state: Mapping[str, Tensor], attention: str, weights: Path) -> None:

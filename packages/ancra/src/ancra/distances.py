@@ -216,7 +216,7 @@ def run(config: DistanceConfig, given: Mapping[str, Any]) -> None:
         lines.append(f"{found.without_negative} images had no image of another class in their batch")
     for line in lines:
         print(line)
-    write_log(subject.folder / "eval.log", config, lines, subject.found)
+    write_log(subject.folder / "eval.log", config, lines, subject.found, append=True)
     print(f"arrays: {_save(found, subject, config, folder)}")
 
 

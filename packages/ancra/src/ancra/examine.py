@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ancra.adaptive import FULL, QUICK, Budget, adaptive_protocol, adaptive_runners, blocks_of
-from ancra.checkpoint import Subject, SubjectConfig, load_subject
+from ancra.checkpoint import Subject, SubjectConfig, load_source, load_subject
 from ancra.config import AncraConfig
 from robust_core.config import config_from_dict
 from robust_core.data import ImageSet, class_balanced_subset
@@ -43,7 +43,7 @@ from robust_core.training import RunDirectory
 __all__ = ["EXAMINATIONS", "Effort", "examine_network", "examine_run"]
 
 REFERENCES = 5000
-"""Training images among which the nearest are looked for."""
+"""Training images, class-balanced, among which the nearest are looked for."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def examine_network(
             images.info.num_classes,
             eps=eps,
             budget=replace(effort.budget, steps=steps),
-            sources=sorted(sources),
+            sources=sources,
             autoattack=effort.autoattack,
         )
 
@@ -173,7 +173,7 @@ def examine_run(
         effort=effort,
         eps=config.test_epsilon,
         training_images=load_data(config, say)[0],
-        sources={name: _subject(path, say).network for name, path in sources.items()},
+        sources={name: load_source(str(path), subject, say=say) for name, path in sources.items()},
         known=[load_evaluation(record.parent, "pgd")] if record.exists() else [],
         seed=config.seed,
         batch_size=config.evaluation_batch_size,

@@ -77,14 +77,22 @@ def made_folder(name: str) -> Path:
     return path
 
 
-def write_log(path: Path, config: Any, lines: Iterable[str], found: Mapping[str, Any] | None = None) -> None:
-    """Write a log as the published ones are: all settings, then the lines, each with the time; replaces the file.
+def write_log(
+    path: Path,
+    config: Any,
+    lines: Iterable[str],
+    found: Mapping[str, Any] | None = None,
+    *,
+    append: bool = False,
+) -> None:
+    """Write a log as the published ones are: all settings, then the lines, each with the time.
 
-    ``found`` are settings that came from a run instead.
+    ``found`` are settings that came from a run instead. The file is replaced, or with ``append`` added to.
 
     Raises:
         UserError: if the file cannot be written.
     """
     stamp = time.strftime("[%Y/%m/%d %H:%M:%S]")
     settings = "  ".join(f"{name}={value}" for name, value in {**asdict(config), **(found or {})}.items())
-    write_whole(path, "".join(f"{stamp} - {line}\n" for line in (settings, *lines)))
+    before = path.read_text(encoding="utf8") if append and path.is_file() else ""
+    write_whole(path, before + "".join(f"{stamp} - {line}\n" for line in (settings, *lines)))

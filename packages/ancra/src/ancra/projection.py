@@ -154,7 +154,7 @@ def run(config: ProjectionConfig, given: Mapping[str, Any]) -> None:
     for ending in ("pdf", "png"):
         path = save_figure(figure, subject.folder / f"{name}.{ending}")
     line = f"figure: {path} ({len(points):,} images of {subject.images.info.name})"
-    write_log(subject.folder / "eval.log", config, [line], subject.found)
+    write_log(subject.folder / "eval.log", config, [line], subject.found, append=True)
     print(line)
 
 

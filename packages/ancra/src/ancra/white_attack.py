@@ -11,18 +11,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ancra.checkpoint import Subject, SubjectConfig, load_subject, training_images
+from ancra.checkpoint import Subject, SubjectConfig, load_sources, load_subject, training_images
 from ancra.examine import EXAMINATIONS, examine_network
 from ancra.inspection import InspectionScript, write_log
 from ancra.published import published_cw
 from robust_core.config import expect, option
 from robust_core.errors import UserError, unknown_name
 from robust_core.evaluation import AttackCall, Evaluation, Member, Protocol, evaluate, load_evaluation
+from robust_core.evaluation.work import TAKEN_OVER
+from robust_core.models import Network
 from robust_core.reporting import (
     ADAPTIVE,
     accuracy_table,
@@ -71,7 +72,9 @@ class WhiteAttackConfig(SubjectConfig):
         "also attack knowing the network, and look for signs of robustness that is none (long; goes on where stopped)",
         group="adaptive",
     )
-    adaptive_images: int = option(1000, "the adaptive suite on the first N images", group="adaptive")
+    adaptive_images: int = option(
+        1000, "the adaptive suite on the first N images (default: of the --effort)", group="adaptive"
+    )
     effort: str = option(
         "full",
         "how thorough that is: full, or short to try it (demo, smoke)",
@@ -148,9 +151,9 @@ def white_attack(subject: Subject, config: WhiteAttackConfig) -> tuple[Evaluatio
             runners={"published_cw": _published_cw},
             known=known,
         )
-    if any(evaluation.runs.get("autoattack") == other.runs["autoattack"] for other in known):
-        said.append("taken over from the evaluation of the run, which had the same weights, images and seed")
-        print(f"autoattack: {said[-1]}")
+    if "autoattack" in evaluation.runs and TAKEN_OVER in evaluation.runs["autoattack"].flags:
+        said.append(TAKEN_OVER)
+        print(f"autoattack: {TAKEN_OVER}")
     return evaluation, said
 
 
@@ -188,6 +191,11 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     subject = load_subject(config.ckpt_url, config, given, flag="--ckpt-url")
     if "aa_images" not in given and isinstance(asked := subject.run.get("aa_images"), int):
         config = replace(config, aa_images=asked)
+    for name in ("transfer_from", "effort", "adaptive_images"):
+        if name in given and not config.adaptive:
+            print(f"warning: --{name.replace('_', '-')} has no effect here: it is about --adaptive")
+    # before hours of attacks: a place that is not there is said at once
+    sources = load_sources(config.transfer_from, subject) if config.adaptive else {}
     evaluation, said = white_attack(subject, config)
     record = evaluation.save(subject.folder / "evaluation", RECORD)
     lines = published_lines(evaluation)
@@ -201,16 +209,20 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
         write_log(subject.folder / "autoattack.log", config, [*said, lines[-1]], subject.found)
     print(f"record: {record}")
     if config.adaptive:
-        _adaptive(subject, config, given, evaluation)
+        _adaptive(subject, config, given, evaluation, sources)
 
 
 def _adaptive(
-    subject: Subject, config: WhiteAttackConfig, given: Mapping[str, Any], evaluation: Evaluation
+    subject: Subject,
+    config: WhiteAttackConfig,
+    given: Mapping[str, Any],
+    evaluation: Evaluation,
+    sources: Mapping[str, Network],
 ) -> None:
     """Examine the network by attacks that know it, and print what they found."""
-    places = [place.strip() for place in config.transfer_from.split(",") if place.strip()]
     effort = EXAMINATIONS[config.effort]
-    count = min(config.adaptive_images, effort.sizes.cascade, len(subject.images))
+    wanted = config.adaptive_images if "adaptive_images" in given else effort.sizes.cascade
+    count = min(wanted, len(subject.images))
     found, checks = examine_network(
         subject.network,
         subject.images,
@@ -218,10 +230,7 @@ def _adaptive(
         effort=replace(effort, sizes=replace(effort.sizes, cascade=count)),
         eps=config.epsilon,
         training_images=training_images(subject, config, given),
-        sources={
-            Path(place).name: load_subject(place, config, {}, flag="--transfer-from").network
-            for place in places
-        },
+        sources=sources,
         known=[evaluation],
         seed=config.seed,
         batch_size=config.test_batch_size,

@@ -16,6 +16,7 @@ from robust_core.evaluation.intervals import (
     t_interval,
     wilson,
 )
+from robust_core.evaluation.judging import weights_digest
 from robust_core.evaluation.loop import Progress, evaluate
 from robust_core.evaluation.members import AttackCall, MemberUnavailable, Runner
 from robust_core.evaluation.protocols import PROTOCOLS, Member, Protocol, protocol
@@ -58,5 +59,6 @@ __all__ = [
     "summarize",
     "t_interval",
     "transfer_runner",
+    "weights_digest",
     "wilson",
 ]

@@ -6,6 +6,7 @@ Each part is saved member by member, so that an examination of hours goes on whe
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
 from robust_core.evaluation.loop import evaluate
 from robust_core.evaluation.members import Runner
-from robust_core.evaluation.protocols import UNFINISHED, Protocol
-from robust_core.evaluation.record import Evaluation, load_evaluation
+from robust_core.evaluation.protocols import Protocol
+from robust_core.evaluation.record import Bools, Evaluation, load_evaluation
 from robust_core.evaluation.work import Progress
+from robust_core.storage import write_json
 
 __all__ = ["Examination", "Examiner", "Sizes", "load_examination"]
 
@@ -27,6 +29,8 @@ GAIN = 0.01
 """Five times the steps may lower the worst case by one point; where they lower it by more, the budget is doubled."""
 WITHOUT_GRADIENTS = ("autoattack", "square", "square-outputs", "rays", "random_corners")
 NAMES = ("cascade", "alone", "long", "float32", "float64")
+MANIFEST = "examination.json"
+"""Written last: it names the parts that belong together. Parts that are under way end in ``-partial``."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,27 @@ class Examination:
     float32: Evaluation | None = None
     float64: Evaluation | None = None
 
+    def worst_case(self) -> Bools:
+        """Return, per image of the cascade, whether no member of any float32 part broke it ``(N,)``."""
+        worst = self.cascade.worst_case()
+        for part in (self.alone, self.long, self.float32):
+            if part is not None:
+                count = min(len(worst), len(part.labels))
+                worst[:count] &= part.worst_case()[:count]
+        return worst
+
+    def claims(self) -> bool:
+        """Whether a worst case may be claimed: every member ran, AutoAttack among them."""
+        autoattack = any(member.kind == "autoattack" for member in self.cascade.protocol.members)
+        return autoattack and bool(self.cascade.summary()["complete"])
+
     def gain(self) -> float | None:
         """Return by how much more steps lower the worst case of the same images (a share, may be negative)."""
         if self.long is None:
             return None
-        count = len(self.long.labels)
-        return float(self.cascade.worst_case()[:count].mean() - self.long.worst_case().mean())
+        count = min(len(self.cascade.labels), len(self.long.labels))
+        shorter, longer = self.cascade.worst_case()[:count], self.long.worst_case()[:count]
+        return float(shorter.mean() - longer.mean())
 
     def precision_gap(self) -> float | None:
         """Return by how much the two precisions differ in their worst case (a share, not negative)."""
@@ -94,17 +113,21 @@ class Examiner:
         """Return all parts; the budget of ``steps`` is doubled as long as the longer run gains more than a point."""
         sizes, long = self.sizes, self.sizes.long_steps
         while True:
+            names = {name: f"{name}-{steps}" for name in NAMES}
             found = Examination(
-                cascade=self._part("cascade", self.suite(steps), sizes.cascade),
-                alone=self._part("alone", self.suite(steps), sizes.alone, cascade=False)
+                cascade=self._part(names["cascade"], self.suite(steps), sizes.cascade),
+                alone=self._part(names["alone"], self.suite(steps), sizes.alone, cascade=False)
                 if sizes.alone
                 else None,
-                long=self._part("long", self.suite(max(long, steps)), sizes.long) if sizes.long else None,
-                float32=self._precise("float32", steps),
-                float64=self._precise("float64", steps),
+                long=self._part(names["long"], self.suite(max(long, steps)), sizes.long)
+                if sizes.long
+                else None,
+                float32=self._precise(names["float32"], steps),
+                float64=self._precise(names["float64"], steps, double=True),
             )
             gain = found.gain()
             if gain is None or gain <= GAIN or steps >= long:
+                self._finish(found, names)
                 return found
             self.say(
                 f"{long} steps instead of {steps} lower the worst case by {100 * gain:.1f} points, more than one: the "
@@ -112,11 +135,17 @@ class Examiner:
             )
             steps = min(2 * steps, long)
 
-    def _precise(self, name: str, steps: int) -> Evaluation | None:
+    def _finish(self, found: Examination, names: Mapping[str, str]) -> None:
+        """Say which parts belong together."""
+        if self.folder is not None:
+            made = {name: names[name] for name in NAMES if getattr(found, name) is not None}
+            write_json(self.folder / MANIFEST, {"parts": made})
+
+    def _precise(self, name: str, steps: int, *, double: bool = False) -> Evaluation | None:
         """Carry out the members with gradients in one precision."""
         if not self.sizes.precise:
             return None
-        return self._part(name, self._with_gradients(steps), self.sizes.precise, double=name == "float64")
+        return self._part(name, self._with_gradients(steps), self.sizes.precise, double=double)
 
     def _with_gradients(self, steps: int) -> Protocol:
         whole = self.suite(steps)
@@ -131,13 +160,13 @@ class Examiner:
 
         def keep(found: Evaluation) -> None:
             if self.folder is not None:
-                found.save(self.folder, name)
+                found.save(self.folder, f"{name}-partial")
 
-        return evaluate(
+        result = evaluate(
             model,
             self.dataset,
             protocol,
-            limit=images,
+            limit=min(images, self.sizes.cascade),
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.device,
@@ -147,33 +176,39 @@ class Examiner:
             known=[*self.known, *self._kept()],
             keep=keep,
         )
+        if self.folder is not None:
+            result.save(self.folder, name)
+            for ending in ("json", "npz"):
+                (self.folder / f"{name}-partial.{ending}").unlink(missing_ok=True)
+        return result
 
     def _kept(self) -> list[Evaluation]:
         """Return what lies in the folder, whole or not."""
         found = []
-        for name in NAMES:
-            if self.folder is not None and (self.folder / f"{name}.json").exists():
-                try:
-                    found.append(load_evaluation(self.folder, name))
-                except UserError as error:
-                    self.say(f"warning: {error}")
+        for path in sorted(self.folder.glob("*.npz")) if self.folder is not None else ():
+            try:
+                found.append(load_evaluation(path.parent, path.stem))
+            except UserError:
+                self.say(f"warning: '{path}' or what belongs to it is damaged; its members are run again")
         return found
 
 
-def load_examination(folder: Path) -> Examination:
-    """Return the examination that an :class:`Examiner` left in a folder.
+def load_examination(folder: Path, weights: str = "") -> Examination | None:
+    """Return the examination that an :class:`Examiner` left in a folder; None if none was finished there.
+
+    ``weights``: also None for a network with other weights (``Evaluation.weights``; "": whatever it was).
 
     Raises:
-        UserError: if the cascade is missing, or a part damaged or not finished.
+        UserError: if its manifest or a part is damaged.
     """
-    parts = {
-        name: load_evaluation(folder, name)
-        for name in NAMES
-        if name == "cascade" or (folder / f"{name}.json").exists()
-    }
-    for name, part in parts.items():
-        if part.protocol.name.endswith(UNFINISHED):
-            raise UserError(
-                f"'{folder / name}.json' is not finished; the command that began it goes on with it."
-            )
-    return Examination(**parts)
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        names = dict(json.loads(path.read_text(encoding="utf8"))["parts"])
+        found = Examination(**{name: load_evaluation(folder, str(file)) for name, file in names.items()})
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(
+            f"'{path}' or a part of it is damaged ({error}); examine the network again."
+        ) from None
+    return found if weights in ("", found.cascade.weights) else None

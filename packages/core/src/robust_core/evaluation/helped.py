@@ -26,13 +26,15 @@ def transfer_runner(sources: Mapping[str, Callable[[Tensor], Tensor]]) -> Runner
     """Return the runner of members that attack another network and try the iterates on this one.
 
     ``sources`` are networks in evaluation mode by name. Settings of such a member: ``source``, ``eps``, ``steps``
-    and ``loss`` of APGD, ``restarts``.
+    and ``loss`` of APGD, ``restarts``; ``source_weights`` (``weights_digest``), so that another network of the same
+    name is another member.
     """
     views = {name: frozen(source) for name, source in sources.items()}
 
     def run(call: AttackCall) -> Tensor:
         settings = dict(call.settings)
         name = settings.pop("source")
+        settings.pop("source_weights", None)  # by which records tell sources of one name apart
         if name not in views:
             raise MemberUnavailable(
                 f"no network '{name}' to transfer from was given: train one, and name it."
@@ -57,20 +59,21 @@ def feature_runner(references: ImageSet | None) -> Runner:
     ``references`` of that class, by APGD on the squared distance of what the network's last linear layer sees.
     Settings of such a member: ``eps``, ``steps``, ``targets``.
     """
-    bank: dict[int, tuple[Tensor, Tensor]] = {}
+    bank: list[tuple[Any, Tensor, Tensor]] = []
 
     def features_of(view: Any) -> tuple[Tensor, Tensor]:
         if references is None:
             raise MemberUnavailable("no training images were given: name their folder.")
-        if id(view) not in bank:
-            try:
-                found = [
-                    pooled_features(view, _pixels(references, first, view)) for first in _firsts(references)
-                ]
-            except UserError as error:
-                raise MemberUnavailable(str(error)) from error
-            bank[id(view)] = torch.cat(found), references.labels.to(found[0].device)
-        return bank[id(view)]
+        for known, features, classes in bank:
+            if known is view:
+                return features, classes
+        try:
+            found = [pooled_features(view, _pixels(references, first, view)) for first in _firsts(references)]
+        except UserError as error:
+            raise MemberUnavailable(str(error)) from error
+        # one network at a time: the view is kept, so that no other can take its place in memory
+        bank[:] = [(view, torch.cat(found), references.labels.to(found[0].device))]
+        return bank[0][1:]
 
     def run(call: AttackCall) -> Tensor:
         view: Any = call.network.view
@@ -79,19 +82,24 @@ def feature_runner(references: ImageSet | None) -> Runner:
             own = call.network.passing(partial(pooled_features, view), call.images)
             logits = call.network(call.images)
         count = min(int(call.settings["targets"]), logits.shape[1] - 1)
-        result = call.images
+        result = call.images.clone()
         for position, column in enumerate(wrong_classes(logits, call.labels, count).flip(1).t()):
             distances = torch.cdist(own, features)
             distances = distances.masked_fill(classes[None] != column[:, None], torch.inf)
-            result = attacks.apgd(
+            # of a class without references there is nothing to move to
+            rows = distances.isfinite().any(dim=1).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            part = call.part(rows)
+            result[rows] = attacks.apgd(
                 call.network.through(partial(pooled_features, view)),
-                call.images,
-                call.labels,
+                part.images,
+                part.labels,
                 eps=call.settings["eps"],
                 steps=call.settings["steps"],
-                loss=PerImage(_nearness, (features[distances.argmin(dim=1)],)),
-                early_stop=call.standing,
-                observe=call.observe,
+                loss=PerImage(_nearness, (features[distances[rows].argmin(dim=1)],)),
+                early_stop=part.standing,
+                observe=part.observe,
                 generator=call.generator(position),
             )
         return result

@@ -158,14 +158,19 @@ def check_model(model: Any) -> None:
 
 
 def weights_digest(model: Any) -> str:
-    """Return the SHA-256 of a module's tensors, by which a record knows its network (a function has none)."""
+    """Return the SHA-256 of a module's structure and tensors, by which a record knows its network.
+
+    Normalisation counts, whose numbers no state dict has. A function has no digest ("").
+    """
     if not isinstance(model, torch.nn.Module):
         return ""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(name.encode("utf8"))
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
+        digest.update(f"{name} {type(module).__qualname__} {sorted(plain.items())}".encode())
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(name.encode("utf8"))
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

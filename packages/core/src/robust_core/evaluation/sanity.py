@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from robust_core.attacks.objectives import cross_entropy
 from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
 from robust_core.evaluation.helped import transfer_runner
+from robust_core.evaluation.judging import weights_digest
 from robust_core.evaluation.loop import evaluate
 from robust_core.evaluation.protocols import Member, Protocol
 from robust_core.evaluation.record import Bools, Evaluation
@@ -37,12 +38,13 @@ LARGE = 64 / 255
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, the figures, and whether they are a bad sign (None: it could not be checked)."""
+    """One line: what was looked at on how many images, the figures, whether they are a bad sign (None: not checked)."""
 
     name: str
     fails_when: str
     figures: str
     failed: bool | None
+    images: int = 0
 
     @property
     def verdict(self) -> str:
@@ -86,7 +88,8 @@ def sanity_table(
     work = _Checks(
         model, dataset, images, budget or SanityBudget(), dict(sources or {}), batch_size, seed, device
     )
-    return [*work.checks(), adaptive_check(adaptive, standard)]
+    count = min(images, len(dataset))
+    return [*(replace(check, images=count) for check in work.checks()), adaptive_check(adaptive, standard)]
 
 
 @dataclass
@@ -160,8 +163,17 @@ class _Checks:
             Member("square", "square", {"eps": b.eps, "queries": b.queries}),
             Member("corners", "random_corners", {"eps": b.eps, "draws": b.corners}),
             *(
-                Member(f"transfer {name}", "transfer", {"eps": b.eps, "steps": b.apgd_steps, "source": name})
-                for name in self.sources
+                Member(
+                    f"transfer {name}",
+                    "transfer",
+                    {
+                        "eps": b.eps,
+                        "steps": b.apgd_steps,
+                        "source": name,
+                        "source_weights": weights_digest(source),
+                    },
+                )
+                for name, source in self.sources.items()
             ),
         ]
         # each on all that gradients leave, not only on what the one before it left
@@ -172,7 +184,8 @@ class _Checks:
         return Check(
             "no gradients against gradients",
             f"Square, random corners or transfer break what gradients do not, on more than {_percent(SHARE)}",
-            ", ".join(f"{name} {_percent(share)}" for name, share in shares.items()),
+            ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
+            + ("" if self.sources else "; transfer: no network was given"),
             bool(max(shares.values()) > SHARE),
         )
 
@@ -270,7 +283,7 @@ def adaptive_check(adaptive: Evaluation | None, standard: str) -> Check:
     images = adaptive.attacked[standard] | ~adaptive.natural
     alone, worst = adaptive.robust[standard][images].mean(), adaptive.worst_case()[images].mean()
     figures = f"AutoAttack {_percent(alone)}, adaptive worst case {_percent(worst)}"
-    return Check(name, sign, figures, bool(alone - worst > GAIN))
+    return Check(name, sign, figures, bool(alone - worst > GAIN), int(images.sum()))
 
 
 def _broken(found: Evaluation, member: str) -> Bools:

@@ -49,6 +49,7 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         **_accuracy("robust", robust),
         "complete": _complete(evaluation),
         "cascade": evaluation.cascade,
+        "weights": evaluation.weights,
         "members": members,
         "classes": classes,
         "worst_class": _worst(classes, evaluation.labels, evaluation.natural, robust, evaluation.seed),

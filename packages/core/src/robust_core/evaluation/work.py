@@ -19,9 +19,10 @@ from robust_core.evaluation.protocols import Member, check_settings
 from robust_core.evaluation.record import Evaluation, MemberRun
 from robust_core.models import frozen
 
-__all__ = ["MemberResult", "Progress", "Work"]
+__all__ = ["TAKEN_OVER", "MemberResult", "Progress", "Work"]
 
 Progress = Callable[[str, int, int], None]
+TAKEN_OVER = "taken over from an earlier evaluation of the same network, images and seed"
 
 
 class MemberResult:
@@ -147,7 +148,7 @@ class Work:
             result.last[rows] = other.last[member.name][there[rows]]
             result.robust[rows] = other.robust[member.name][there[rows]]
             result.attacked[rows] = True
-            result.run = other.runs[member.name]
+            result.run = _as_if_run(other.runs[member.name], len(rows))
             return result
         return None
 
@@ -232,6 +233,14 @@ class Work:
 def _alike(one: Member, other: Member) -> bool:
     """Return whether two members attack in the same way, on whichever images."""
     return (one.name, one.kind, one.settings) == (other.name, other.kind, other.settings)
+
+
+def _as_if_run(run: MemberRun, images: int) -> MemberRun:
+    """Return the cost of a member that is taken over, for as many images."""
+    share = images / max(run.images, 1)
+    passes = {name: round(share * getattr(run, name)) for name in ("forward", "backward", "judging")}
+    flags = tuple(dict.fromkeys((*run.flags, TAKEN_OVER)))
+    return replace(run, images=images, seconds=share * run.seconds, flags=flags, **passes)
 
 
 def _no_progress(*_: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from robust_core.evaluation import Check, Examination, wilson
+from robust_core.evaluation.work import TAKEN_OVER
 from robust_core.reporting.accuracy import member_label
 from robust_core.reporting.figures import (
     COLORS,
@@ -20,6 +21,9 @@ from robust_core.reporting.figures import (
 )
 from robust_core.reporting.tables import Table, percent, share_cell
 
+LONGEST = 34
+"""Letters of a label in the figure; names of places to transfer from may be long."""
+
 __all__ = ["examination_figure", "examination_table", "sanity_as_table"]
 
 
@@ -30,8 +34,10 @@ def examination_table(found: Examination, title: str = "") -> Table:
     by_name = {} if alone is None else alone["members"]
     rows = [_member_row(name, by_name.get(name), member) for name, member in cascade["members"].items()]
     natural = share_cell(cascade["natural_accuracy"], cascade["natural_interval"])
-    worst = share_cell(cascade["robust_accuracy"], cascade["robust_interval"])
-    last = "worst case" if cascade["complete"] else "of those that ran"
+    bits = found.worst_case()
+    interval = wilson(int(bits.sum()), len(bits))
+    worst = share_cell(interval.estimate, (interval.low, interval.high))
+    last = "worst case" if found.claims() else "of those that ran"
     notes = (
         []
         if alone is None
@@ -52,13 +58,20 @@ def examination_table(found: Examination, title: str = "") -> Table:
         notes.append(
             f"float32 and float64 differ by {100 * gap:.1f} points on the first {len(found.float64.labels)} images."
         )
-    notes += [
-        f"{member_label(name)} was not run: {member['remedy']}"
-        for name, member in cascade["members"].items()
-        if member["status"] != "run"
+    for name, member in cascade["members"].items():
+        if member["status"] != "run":
+            notes.append(f"{member_label(name)} was not run: {member['remedy']}")
+        notes += [f"{member_label(name)}: {flag}" for flag in member["flags"] if flag != TAKEN_OVER]
+    taken = [
+        member_label(name) for name, member in cascade["members"].items() if TAKEN_OVER in member["flags"]
     ]
-    if not cascade["complete"]:
-        notes.append("Not every member ran: no worst case is claimed.")
+    if taken:
+        notes.append(f"{', '.join(taken)}: {TAKEN_OVER}.")
+    if not any(member.kind == "transfer" for member in found.cascade.protocol.members):
+        notes.append("No transfer: no other networks were given.")
+    if not found.claims():
+        notes.append("AutoAttack or another member did not run: no worst case is claimed.")
+    notes.append(_settings_note(found))
     return Table(
         columns=(
             "attack",
@@ -75,6 +88,20 @@ def examination_table(found: Examination, title: str = "") -> Table:
         ),
         title=title,
         notes=tuple(notes),
+    )
+
+
+def _settings_note(found: Examination) -> str:
+    """Say under which budget and where the suite ran."""
+    settings = [member.settings for member in found.cascade.protocol.members]
+    eps = sorted({f"{255 * float(entry['eps']):.4g}/255" for entry in settings})
+    steps = sorted({str(entry["steps"]) for entry in settings if "steps" in entry})
+    queries = sorted({str(entry["queries"]) for entry in settings if "queries" in entry})
+    cost = sum(run.seconds for run in found.cascade.runs.values())
+    return (
+        f"eps {', '.join(eps)}; steps of the gradient attacks: {', '.join(steps)}; queries of those without gradients: "
+        f"{', '.join(queries)}; the cascade took {cost:.0f} s on {found.cascade.device}, {found.cascade.precision}, "
+        f"seed {found.cascade.seed}."
     )
 
 
@@ -102,12 +129,15 @@ def _member_row(name: str, alone: Mapping[str, Any] | None, cascade: Mapping[str
 
 def sanity_as_table(checks: Sequence[Check], title: str = "") -> Table:
     """Return one line per check with its figures and verdict."""
+    images = max((check.images for check in checks), default=0)
+    few = " Fewer than 500 images: a verdict here means little." if images < 500 else ""
     return Table(
         columns=("check", "fails when", "found", "verdict"),
         rows=tuple((check.name, check.fails_when, check.figures, check.verdict) for check in checks),
         alignment="llll",
         title=title,
         notes=(
+            f"On the first {images} test images.{few}",
             "Passing every line proves nothing; failing one means that the robust accuracy is not to be believed.",
         ),
     )
@@ -118,7 +148,7 @@ def examination_figure(found: Examination) -> Figure:
     shown = found.alone or found.cascade
     count = len(shown.labels)
     natural = float(shown.natural.mean())
-    worst = found.cascade.worst_case()
+    worst = found.worst_case()
     # of a cascade alone the first member is the only one that attacked everything
     names = [name for name in shown.robust if (shown.attacked[name] | ~shown.natural).all()]
     figure = new_figure(6.2, 1.5 + 0.24 * (len(names) + 2))
@@ -140,7 +170,8 @@ def examination_figure(found: Examination) -> Figure:
     axes.axvline(
         100 * natural, color=GREY, linestyle="--", linewidth=1.2, label=f"natural: {percent(natural)}%"
     )
-    axes.set_yticks(range(len(shares)), [label for label, _, _ in shares])
+    labels = [label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…" for label, _, _ in shares]
+    axes.set_yticks(range(len(shares)), labels)
     axes.set_ylim(len(shares) - 0.5, -0.5)
     figure.legend(loc="outside upper center", fontsize=SMALL, frameon=False)
     tidy(axes, grid="x")

@@ -97,15 +97,16 @@ def _examination(folder: Path, run: RunFiles) -> list[Section]:
     blocks: list[Block] = []
     if run.examination is not None:
         blocks.append(examination_table(run.examination, title="Attacks that know the network"))
-        worst = percent(float(run.examination.cascade.worst_case().mean()))
+        worst = percent(float(run.examination.worst_case().mean()))
+        together = "worst case of all" if run.examination.claims() else "all that ran together"
         blocks.append(
             Pictures(
                 (
                     _picture(
                         examination_figure(run.examination),
                         folder / "adaptive.png",
-                        f"Accuracy under each attack alone; worst case of all {worst}%.",
-                        "Accuracy under each attack alone with 95% Wilson intervals, and the worst case of all.",
+                        f"Accuracy under each attack alone; {together} {worst}%.",
+                        f"Accuracy under each attack alone with 95% Wilson intervals, and {together}.",
                     ),
                 )
             )

@@ -113,9 +113,9 @@ def _read_examination(run: RunFiles) -> None:
     """Read what attacks that know the network found; most runs have nothing of the kind."""
     folder = run.path / ADAPTIVE
     try:
-        if (folder / "cascade.json").exists():
-            run.examination = load_examination(folder)
-        if (folder / "sanity.json").exists():
+        known = {summary["weights"] for summary in run.evaluations.values()} or {""}
+        run.examination = load_examination(folder, known.pop() if len(known) == 1 else "")
+        if run.examination is not None and (folder / "sanity.json").exists():
             run.sanity = load_checks(folder / "sanity.json")
     except UserError as error:
         run.problems.append(str(error))

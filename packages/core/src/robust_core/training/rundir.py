@@ -196,5 +196,5 @@ def _clear(path: Path) -> None:
 
     for name in ("config.json", "metrics.jsonl", "timings.jsonl", "finished.json", "gallery.npz", "best.pt"):
         (path / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "evaluation", "report"):
+    for name in ("checkpoints", "evaluation", "adaptive", "report"):
         shutil.rmtree(path / name, ignore_errors=True)

@@ -13,7 +13,7 @@ import torch
 
 import part.cli
 from part.cli import PUBLISHED_FLAGS
-from part.config import PartConfig, resolve
+from part.config import SCALES, PartConfig, resolve
 from part.phases import build_phases
 from robust_core.cli import add_flags, normalise_flags
 from robust_core.errors import UserError
@@ -286,7 +286,7 @@ def test_epochs_replace_the_steps_of_a_scale():
     assert (natural.steps, warm.steps, main.steps) == (200, 10, 20)
     assert notes == []
     config, _ = settings("--scale", "demo", "--warm-up", "2")
-    assert [phase.steps for phase in build_phases(config, 10)] == [200, 20, 150]
+    assert [phase.steps for phase in build_phases(config, 10)] == [200, 20, SCALES["demo"]["main_steps"]]
 
 
 def test_milestones_replace_the_linear_schedule_of_a_scale():

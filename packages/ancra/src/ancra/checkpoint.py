@@ -23,7 +23,7 @@ from ancra.networks import build_network
 from ancra.plan import ancra_method
 from ancra.scripts import canonical
 from robust_core.config import expect, option, option_names
-from robust_core.data import ImageSet, load_dataset
+from robust_core.data import DatasetInfo, ImageSet, load_dataset
 from robust_core.errors import UserError
 from robust_core.models import Network, check_model_name, load_state, read_state_dict
 from robust_core.models.resnet import ResNet
@@ -153,20 +153,9 @@ def load_subject(
             f"--num-classes {config.num_classes} contradicts {info.name}, which has {info.num_classes}; leave it out, "
             "or name the dataset that the network was trained on."
         )
-    network = build_network(
-        settings["model"],
-        info.num_classes,
-        attention=settings["attention"],
-        image_size=info.size,
-        mean=info.mean if settings["normalize"] else None,
-        std=info.std if settings["normalize"] else None,
-        seed=0,
-    )
-    state = _read_state(weights)
-    _check_names(network, state, settings["attention"], weights)
-    load_state(network, state, source=str(weights))
+    network = _network(settings, info, _read_state(weights), weights)
     name = _method_name(run) if run else ("plain" if settings["attention"] == "none" else "ANCRA")
-    return Subject(network.eval().to(device), images, weights, folder, name, settings, run, device)
+    return Subject(network.to(device), images, weights, folder, name, settings, run, device)
 
 
 def find_weights(place: str, *, flag: str, say: Say = print) -> tuple[Path, Path, Mapping[str, Any]]:
@@ -304,7 +293,13 @@ def load_source(place: str, like: Subject, *, say: Say = print) -> Network:
         )
     plain = {**like.settings, "attention": "none" if "linear.weight" in state else like.settings["attention"]}
     settings = {name: run.get(name, other) for name, other in _DECIDED.items()} if run else plain
-    info = like.images.info
+    return _network(settings, like.images.info, state, weights).to(like.device)
+
+
+def _network(
+    settings: Mapping[str, Any], info: DatasetInfo, state: Mapping[str, Tensor], weights: Path
+) -> Network:
+    """Return the network that the settings describe, with these weights, in evaluation mode."""
     network = build_network(
         settings["model"],
         info.num_classes,
@@ -314,8 +309,9 @@ def load_source(place: str, like: Subject, *, say: Say = print) -> Network:
         std=info.std if settings["normalize"] else None,
         seed=0,
     )
+    _check_names(network, state, settings["attention"], weights)
     load_state(network, state, source=str(weights))
-    return network.eval().to(like.device)
+    return network.eval()
 
 
 def _check_names(network: Network, state: Mapping[str, Tensor], attention: str, weights: Path) -> None:

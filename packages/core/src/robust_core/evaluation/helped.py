@@ -82,10 +82,9 @@ def feature_runner(references: ImageSet | None) -> Runner:
             own = call.network.passing(partial(pooled_features, view), call.images)
             logits = call.network(call.images)
         count = min(int(call.settings["targets"]), logits.shape[1] - 1)
-        result = call.images.clone()
+        apart, result = torch.cdist(own, features), call.images.clone()
         for position, column in enumerate(wrong_classes(logits, call.labels, count).flip(1).t()):
-            distances = torch.cdist(own, features)
-            distances = distances.masked_fill(classes[None] != column[:, None], torch.inf)
+            distances = apart.masked_fill(classes[None] != column[:, None], torch.inf)
             # of a class without references there is nothing to move to
             rows = distances.isfinite().any(dim=1).nonzero()[:, 0]
             if not len(rows):

@@ -73,7 +73,7 @@ class WhiteAttackConfig(SubjectConfig):
         group="adaptive",
     )
     adaptive_images: int = option(
-        1000, "the adaptive suite on the first N images (default: of the --effort)", group="adaptive"
+        0, "the adaptive suite on the first N images (0: as many as the --effort has)", group="adaptive"
     )
     effort: str = option(
         "full",
@@ -102,9 +102,10 @@ class WhiteAttackConfig(SubjectConfig):
             if word not in ATTACKS:
                 raise unknown_name("attack", word, ATTACKS)
         expect(bool(self.chosen), "attacks", repr(self.attacks), f"some of {','.join(ATTACKS)}")
-        for name in ("test_batch_size", "num_steps", "adaptive_images"):
+        for name in ("test_batch_size", "num_steps"):
             expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        expect(self.aa_images >= 0, "aa_images", self.aa_images, "0 or more")
+        for name in ("aa_images", "adaptive_images"):
+            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("epsilon", "step_size"):
             expect(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "0 to 1, e.g. 8/255")
 
@@ -221,8 +222,7 @@ def _adaptive(
 ) -> None:
     """Examine the network by attacks that know it, and print what they found."""
     effort = EXAMINATIONS[config.effort]
-    wanted = config.adaptive_images if "adaptive_images" in given else effort.sizes.cascade
-    count = min(wanted, len(subject.images))
+    count = min(config.adaptive_images or effort.sizes.cascade, len(subject.images))
     found, checks = examine_network(
         subject.network,
         subject.images,

@@ -113,11 +113,10 @@ def _examined_note(results: ResultFile) -> str:
         "Adaptive: the worst case over every iterate of all these "
         f"attacks and of those that know the network, on the first {' or '.join(map(str, images))} images."
     )
-    if autoattack:
-        note = f"AutoAttack: right at zero perturbation and after it. {note}"
     if not autoattack:
-        note += " AutoAttack was not part of it, so that no worst case is claimed."
-    elif not complete:
+        return f"{note} AutoAttack was not part of it, so that no worst case is claimed."
+    note = f"AutoAttack: right at zero perturbation and after it. {note}"
+    if not complete:
         note += " Some attacks could not run (reports of the runs), so that no worst case is claimed."
     return note
 

@@ -32,7 +32,8 @@ class InspectionScript(Generic[Config]):
     """A script that looks at what was trained.
 
     ``run(config, given)`` does it; ``given`` are the settings that the user gave. ``published`` are the paper's
-    flags, which may be abbreviated; ``idle`` says of settings without effect why they have none.
+    flags, which may be abbreviated; ``idle`` says of settings without effect why they have none,
+    always or for a given configuration.
     """
 
     name: str
@@ -41,7 +42,7 @@ class InspectionScript(Generic[Config]):
     kind: type[Config]
     run: Callable[[Config, Mapping[str, Any]], None]
     published: Sequence[str]
-    idle: Mapping[str, str] = field(default_factory=dict)
+    idle: Mapping[str, str] | Callable[[Config], Mapping[str, str]] = field(default_factory=dict)
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """Run with these command-line arguments (default: the process's own); return the exit code."""
@@ -49,7 +50,8 @@ class InspectionScript(Generic[Config]):
 
         def body() -> None:
             config = self.kind(**given)
-            for name, why in self.idle.items():
+            idle = self.idle(config) if callable(self.idle) else self.idle
+            for name, why in idle.items():
                 if name in given:
                     print(f"warning: --{name.replace('_', '-')} has no effect here: {why}")
             config.validate()

@@ -192,9 +192,6 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     subject = load_subject(config.ckpt_url, config, given, flag="--ckpt-url")
     if "aa_images" not in given and isinstance(asked := subject.run.get("aa_images"), int):
         config = replace(config, aa_images=asked)
-    for name in ("transfer_from", "effort", "adaptive_images"):
-        if name in given and not config.adaptive:
-            print(f"warning: --{name.replace('_', '-')} has no effect here: it is about --adaptive")
     # before hours of attacks: a place that is not there is said at once
     sources = load_sources(config.transfer_from, subject) if config.adaptive else {}
     evaluation, said = white_attack(subject, config)
@@ -255,7 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind=WhiteAttackConfig,
         run=run,
         published=PUBLISHED_FLAGS,
+        idle=_idle,
     )(arguments)
+
+
+def _idle(config: WhiteAttackConfig) -> dict[str, str]:
+    about = () if config.adaptive else ("transfer_from", "effort", "adaptive_images")
+    return dict.fromkeys(about, "it is about --adaptive")
 
 
 def _published_cw(call: AttackCall) -> Tensor:

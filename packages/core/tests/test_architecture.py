@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/robust_core"
 FLOORS = [
-    {"errors", "randomness", "storage"},
+    {"errors", "image_files", "randomness", "storage"},
     {"data", "models"},
     {"cam"},
     {"attacks"},
@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluation"},
     {"training"},
     {"reporting"},
-    {"config", "gallery", "run_data", "session", "cli", "script"},
+    {"config", "gallery", "run_data", "plan", "session", "cli", "script"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = sorted(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from robust_core.data.augment import random_boxes, resized_crops
 from robust_core.data.types import Batch, ImageSet
 from robust_core.errors import UserError
 from robust_core.randomness import generator_for, rows_of_rank
@@ -75,12 +76,14 @@ def batches(
     world_size: int = 1,
     start: int = 0,
     drop_last: bool = False,
+    order: Tensor | None = None,
 ) -> Iterator[Batch]:
-    """Yield this process's part of each global batch of an epoch, on the images' device.
+    """Yield this process's part of each global batch of an epoch, on ``dataset.device``.
 
     The first batch is that of step ``start``. ``batch_size`` is the global one; the parts of all ranks,
     one after the other, are the batch that one process would get, to the bit (a last batch of fewer images
-    than processes goes whole to each). ``augment`` crops and flips as ``dataset.info`` says.
+    than processes goes whole to each). ``augment`` crops and flips as ``dataset.info`` says. ``order`` int64: the
+    positions of the epoch's images, instead of :func:`epoch_order`.
     """
     if batch_size < world_size:
         raise UserError(
@@ -91,8 +94,8 @@ def batches(
         raise UserError(
             f"Rank {rank} does not exist among {world_size} processes; expected 0 to {world_size - 1}."
         )
-    order = epoch_order(len(dataset), seed, epoch)
-    for step in range(start, steps_per_epoch(len(dataset), batch_size, drop_last)):
+    order = epoch_order(len(dataset), seed, epoch) if order is None else order
+    for step in range(start, steps_per_epoch(len(order), batch_size, drop_last)):
         chosen = order[step * batch_size : (step + 1) * batch_size]
         yield _batch(dataset, chosen, seed, epoch, step, augment, rank, world_size)
 
@@ -108,11 +111,16 @@ def _batch(
     world_size: int,
 ) -> Batch:
     info = dataset.info
-    padding = info.crop_padding if augment else 0
-    device = dataset.images.device
+    resized = augment and info.resized_crop
+    padding = info.crop_padding if augment and not resized else 0
+    device = dataset.device
     mine = slice(*rows_of_rank(len(chosen), rank, world_size))
     generator = generator_for(seed, "augment", epoch, step)
-    offsets = flips = None
+    offsets = flips = boxes = None
+    if resized:
+        height, width = dataset.images.shape[2:]
+        boxes = random_boxes(len(chosen), height, width, generator, ratio=info.crop_ratio)
+        boxes = boxes[mine].to(device, non_blocking=True)
     if padding:
         offsets = torch.randint(0, 2 * padding + 1, (len(chosen), 2), generator=generator)
         offsets = offsets[mine].to(device, non_blocking=True)
@@ -120,9 +128,14 @@ def _batch(
         flips = torch.rand(len(chosen), generator=generator) < 0.5
         flips = flips[mine].to(device, non_blocking=True)
     positions = chosen[mine].to(device, non_blocking=True)
-    images = crop_and_flip(dataset.images.index_select(0, positions), offsets, flips, padding)
+    rows = chosen[mine].to(dataset.images.device) if dataset.mapped else positions
+    stored = dataset.images.index_select(0, rows).to(device, non_blocking=True)
+    if boxes is None:
+        images = crop_and_flip(stored, offsets, flips, padding).float()
+    else:
+        images = resized_crops(stored, boxes, flips)
     return Batch(
-        images=images.float().div_(255.0),
+        images=images.div_(255.0),
         labels=dataset.labels[positions],
         indices=positions,
         groups=None if dataset.groups is None else dataset.groups[positions],
@@ -130,4 +143,5 @@ def _batch(
         flips=flips,
         padding=padding,
         global_size=len(chosen),
+        boxes=boxes,
     )

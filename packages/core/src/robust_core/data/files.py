@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-import struct
-import warnings
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from robust_core.data.types import DatasetInfo
 from robust_core.errors import UserError
+from robust_core.image_files import DamagedImage, open_image, plain_error, to_rgb
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -34,17 +30,6 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-_IMAGE_FORMATS = ("PNG", "JPEG", "BMP")
-_DAMAGED = (
-    OSError,
-    SyntaxError,  # a broken PNG
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 class Raw(NamedTuple):
@@ -61,16 +46,6 @@ class Raw(NamedTuple):
     classes: tuple[str, ...] | None = None
     official: bool = False
     form: str = ""
-
-
-def plain_error(error: BaseException) -> str:
-    """Return an exception's text in one line, for the middle of a sentence that names the file."""
-    inner = getattr(error, "reason", None)  # what a URLError wraps into "<urlopen error ...>"
-    cause = inner if isinstance(inner, OSError) else error
-    # With a file name, the system's text would end in the path that the sentence begins with.
-    named = isinstance(cause, OSError) and cause.filename is not None and cause.strerror
-    text = str(cause.strerror if named else cause)  # type: ignore[attr-defined]
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def sha256_of_file(path: Path) -> str:
@@ -126,23 +101,20 @@ def decode_images(encoded: Sequence[tuple[str, bytes]], size: int) -> Tensor:
     Grey images become RGB. Only PNG, JPEG and BMP are read.
     """
     images = np.empty((len(encoded), 3, size, size), dtype=np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for row, (name, content) in enumerate(encoded):
-            images[row] = _decode(name, content, size).transpose(2, 0, 1)
+    for row, (name, content) in enumerate(encoded):
+        images[row] = _decode(name, content, size).transpose(2, 0, 1)
     return torch.from_numpy(images)
 
 
 def _decode(name: str, content: bytes, size: int) -> NDArray[np.uint8]:
     try:
-        image = Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
+        image = open_image(content)
         if image.size == (size, size):  # looked at before any pixel is decoded
-            return np.asarray(image.convert("RGB"))
-    except _DAMAGED as error:
-        why = plain_error(error)
-        if isinstance(error, UnidentifiedImageError):  # its text shows the address of our buffer
-            why = f"no {', '.join(_IMAGE_FORMATS)} in it" if content else "it is empty"
-        raise UserError(f"The image {name} is truncated or corrupt ({why}); replace or remove it.") from error
+            return np.asarray(to_rgb(image))
+    except DamagedImage as error:
+        raise UserError(
+            f"The image {name} is truncated or corrupt ({error}); replace or remove it."
+        ) from error
     width, height = image.size
     raise UserError(
         f"The image {name} has {width}x{height} pixels, expected {size}x{size}; resize or remove it."

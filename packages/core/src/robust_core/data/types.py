@@ -17,7 +17,8 @@ class DatasetInfo:
     ``mean`` and ``std`` are per channel, of images in [0, 1]. ``official_counts`` gives the images per
     split of the official release: its keys are the splits that can be loaded. ``own_validation`` says that
     the release has a validation split to select on, apart from ``test``. ``crop_padding`` and ``flip`` are
-    the augmentation that papers use on it (0 and False: none).
+    the augmentation that papers use on it (0 and False: none). ``resized_crop`` takes a random resized crop instead
+    of the padded one, with aspect ratios (width/height) between those of ``crop_ratio``.
     """
 
     name: str
@@ -31,6 +32,8 @@ class DatasetInfo:
     own_validation: bool = False
     crop_padding: int = 4
     flip: bool = True
+    resized_crop: bool = False
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     @property
     def num_classes(self) -> int:
@@ -45,7 +48,8 @@ class ImageSet:
     ``images`` uint8 ``(N, 3, H, W)``; ``labels`` int64 ``(N,)``; ``groups`` int64 ``(N,)`` or None;
     ``indices`` int64 ``(N,)``: the positions in the full split, kept by :meth:`subset`. ``digest`` is the
     SHA-256 of the files (or of the pixels, for drawn sets) and goes into ``config.json``. ``notes`` are
-    the one-line remarks that a user should see ("not the official release").
+    the one-line remarks that a user should see ("not the official release"). ``mapped``: the images are backed
+    by a file on disk, or too many for a GPU: they stay on the CPU, and what is taken from them goes to ``device``.
     """
 
     info: DatasetInfo
@@ -56,33 +60,42 @@ class ImageSet:
     groups: Tensor | None = None
     digest: str = ""
     notes: tuple[str, ...] = ()
+    mapped: bool = False
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the labels lie, and batches come to lie."""
+        return self.labels.device
+
     def subset(self, positions: Tensor) -> ImageSet:
-        """Return the images at ``positions`` (int64, of this set), in that order."""
+        """Return the images at ``positions`` (int64, of this set), in that order; those of a mapped set are read."""
         return replace(
             self,
-            images=self.images[positions],
+            images=self.images[self._rows(positions)],
             labels=self.labels[positions],
             indices=self.indices[positions],
             groups=None if self.groups is None else self.groups[positions],
         )
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """Return the set with its tensors on ``device``."""
+        """Return the set with its tensors on ``device``, but for the images of a mapped set."""
         return replace(
             self,
-            images=self.images.to(device),
+            images=self.images if self.mapped else self.images.to(device),
             labels=self.labels.to(device),
             indices=self.indices.to(device),
             groups=None if self.groups is None else self.groups.to(device),
         )
 
     def pixels(self, positions: Tensor | slice) -> Tensor:
-        """Return float32 images in [0, 1], ``(n, 3, H, W)``: exactly ``uint8 / 255`` in float32."""
-        return self.images[positions].float() / 255.0
+        """Return float32 images in [0, 1], ``(n, 3, H, W)``, on ``device``: exactly ``uint8 / 255`` in float32."""
+        return self.images[self._rows(positions)].to(self.device).float() / 255.0
+
+    def _rows(self, positions: Tensor | slice) -> Tensor | slice:
+        return positions.to(self.images.device) if isinstance(positions, Tensor) else positions
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,8 @@ class Batch:
     None; ``indices`` int64 ``(n,)``: positions in the training :class:`ImageSet` (0..N-1), by which anything
     cached per image is found. ``offsets`` int64 ``(n, 2)``: top-left corner (row, column) of the crop in the
     zero-padded image, or None without cropping; ``flips`` bool ``(n,)``, mirrored after the crop, or None.
-    ``padding`` is the width of that zero border.
+    ``padding`` is the width of that zero border. ``boxes`` int64 ``(n, 4)``: top, left, height and width, in pixels
+    of the stored image, of the part that was resized to the whole before ``flips``, or None.
     """
 
     images: Tensor
@@ -104,6 +118,7 @@ class Batch:
     flips: Tensor | None = None
     padding: int = 0
     global_size: int = 0
+    boxes: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]

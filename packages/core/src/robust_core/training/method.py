@@ -16,7 +16,7 @@ from robust_core.randomness import generator_for
 from robust_core.training.distributed import Processes
 from robust_core.training.schedules import Rate
 
-__all__ = ["Method", "Phase", "StepContext", "StepResult", "micro_batches"]
+__all__ = ["EpochMethod", "Method", "Phase", "StepContext", "StepResult", "micro_batches"]
 
 
 class StepResult(NamedTuple):
@@ -30,7 +30,8 @@ class StepResult(NamedTuple):
 class StepContext:
     """Where in the run a step stands, the network to attack, and randomness for exactly this step.
 
-    ``rows`` are the rows of the global batch (of ``global_size`` images) that the given batch holds.
+    ``rows`` are the rows of the global batch (of ``global_size`` images) that the given batch holds;
+    ``validation`` are the validation images, if any, for methods that weigh by what they see there.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class StepContext:
     global_size: int
     train_dtype: torch.dtype = torch.float32
     processes: Processes = field(default_factory=Processes)
+    validation: ImageSet | None = None
 
     @property
     def progress(self) -> float:
@@ -98,6 +100,51 @@ class Method(Protocol):
         ...
 
 
+class EpochMethod:
+    """A method that also has to do with the ends of epochs; every part of it may be left as it is here.
+
+    ``averaged`` is the network that is evaluated, selected and saved instead of the live one, or None;
+    ``rate_factor`` multiplies the phase's learning rate; ``watched`` names the validation figure that
+    :meth:`validated` is told; ``fresh_optimizer`` lets the method's phase begin without the momentum of what came
+    before.
+    """
+
+    averaged: nn.Module | None = None
+    rate_factor: float = 1.0
+    watched: str | None = None
+    fresh_optimizer: bool = False
+
+    def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
+        """Do nothing."""
+        del data, context
+        return {}
+
+    def end_epoch(self, model: nn.Module, context: StepContext) -> Mapping[str, float]:
+        """Act on the epoch that has ended, before it is evaluated; returns figures to log."""
+        del model, context
+        return {}
+
+    def validated(self, figure: float) -> None:
+        """Take notice of the figure ``watched`` of the validation at the epoch's end."""
+        del figure
+
+    def attach(self, model: nn.Module) -> None:
+        """Make ``averaged`` anew behind :meth:`load_state_dict`: a copy of the live ``model`` with what was saved."""
+        del model
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the lines for ``metrics.jsonl`` that have come up since the last call."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over nothing."""
+        del state
+
+
 @dataclass(frozen=True)
 class Phase:
     """A stretch of a run under one method and one rate."""
@@ -137,6 +184,7 @@ def micro_batches(batch: Batch, context: StepContext, count: int) -> list[tuple[
             groups=None if batch.groups is None else batch.groups[low:high],
             offsets=None if batch.offsets is None else batch.offsets[low:high],
             flips=None if batch.flips is None else batch.flips[low:high],
+            boxes=None if batch.boxes is None else batch.boxes[low:high],
         )
         start = context.rows[0]
         pieces.append((piece, replace(context, rows=(start + low, start + high))))

@@ -7,7 +7,7 @@ natural and adversarial images, so the contrast is one; it is trained, tested an
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from part.masks import MaskRule
 from part.methods import Part
 from robust_core.cli import guarded
 from robust_core.config import RunConfig
-from robust_core.data import DatasetInfo, dataset_info
+from robust_core.data import dataset_info
 from robust_core.evaluation import protocol
 from robust_core.losses import trades_terms
-from robust_core.session import Session, core_network, execute
+from robust_core.session import Plan, Session, execute
 from robust_core.training import Phase, Rate, StepContext, StepResult
 from robust_core.training.methods import InnerAttack
 
@@ -63,7 +63,7 @@ class ContrastedTrades:
         return StepResult(loss, {name: value.detach() for name, value in figures.items()})
 
 
-class Composition:
+class Composition(Plan[RunConfig]):
     """A run with one phase: PART with the contrasted loss."""
 
     def phases(self, config: RunConfig, epoch_steps: int) -> list[Phase]:
@@ -74,16 +74,6 @@ class Composition:
         outer = ContrastedTrades(dataset_info(config.data).num_classes, attack)
         method = Part("PART-T with contrast", attack, outer, MaskRule(), low_eps=7 / 255, refresh="step")
         return [Phase("main", method, config.epochs * epoch_steps, Rate("constant", config.lr))]
-
-    def network(self, config: RunConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
-        """Return the core's network."""
-        del fresh
-        return core_network(config, info)
-
-    def export(self, config: RunConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
-        """Write nothing but the checkpoints."""
-        del config, folder
-        return lambda *_: None
 
     def conclude(self, session: Session[RunConfig]) -> dict[str, Any]:
         """Return the figures under PGD-20."""

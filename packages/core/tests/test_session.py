@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import constant, same, undrawn, write_folders
 
+from robust_core import session
 from robust_core.cli import main
 from robust_core.config import RunConfig, config_from_dict
 from robust_core.errors import UserError
@@ -21,7 +22,7 @@ from robust_core.training import Phase, RunDirectory
 from robust_core.training.methods import Adversarial, AtLoss, InnerAttack, Natural
 
 
-class Plan:
+class Plan(session.Plan):
     def phases(self, config, epoch_steps):
         attack = InnerAttack(config.epsilon, config.step_size, config.num_steps)
         return [

@@ -16,7 +16,7 @@ from robust_core.data import DatasetInfo, dataset_info
 from robust_core.errors import UserError
 from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import load_weights
-from robust_core.session import Session
+from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
 from robust_core.training import Phase, Rate
 
@@ -72,7 +72,7 @@ def warm_up_method(config: AncraConfig, num_classes: int, *, steps: int) -> Ancr
     )
 
 
-class AncraPlan:
+class AncraPlan(Plan[AncraConfig]):
     """What ANCRA adds to a session."""
 
     def phases(self, config: AncraConfig, epoch_steps: int) -> list[Phase]:

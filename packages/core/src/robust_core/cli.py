@@ -99,6 +99,20 @@ def normalise_flags(
     return result
 
 
+class _JoinWords(argparse.Action):
+    """Keep several words as one text, with commas between them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        del parser, option_string
+        setattr(namespace, self.dest, ",".join(values))
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, without the list of all flags."""
 
@@ -112,17 +126,20 @@ def add_flags(
     kind: type[Any],
     choices: Mapping[str, tuple[str, ...]] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    hidden: Collection[str] = (),
 ) -> None:
     """Add one flag per setting of ``kind``; only given flags appear in the result of parsing.
 
     ``kind`` is a dataclass of options (:func:`robust_core.config.option`): a run's, or a script's own.
     ``choices`` narrows what a setting may be in this script; the first is shown as the default. ``defaults`` are
-    shown instead of the class's own.
+    shown instead of the class's own; ``hidden`` settings have no flag.
     """
     narrowed, own = choices or {}, defaults or {}
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for entry in fields(kind):
+        if entry.name in hidden:
+            continue
         title = entry.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -135,9 +152,8 @@ def _add_flag(group: Any, entry: Field[Any], hint: Any, narrowed: tuple[str, ...
     extra = list(entry.metadata["flags"])
     choices = narrowed or tuple(entry.metadata["choices"])
     shown = narrowed[0] if narrowed else _shown(default, entry.metadata["kind"])
-    note = f"{entry.metadata['help']} (default: {shown})" if shown else str(entry.metadata["help"])
-    if choices:
-        note = f"{entry.metadata['help']}: {', '.join(choices)} (default: {shown})"
+    words = f": {', '.join(word for word in choices if word)}" if choices else ""
+    note = f"{entry.metadata['help']}{words}" + (f" (default: {shown})" if shown else "")
     common: dict[str, Any] = {
         "dest": entry.name,
         "default": argparse.SUPPRESS,
@@ -157,6 +173,8 @@ def _add_flag(group: Any, entry: Field[Any], hint: Any, narrowed: tuple[str, ...
         parse, metavar = _word(flag[2:], choices), "WORD"
     elif entry.metadata["kind"] == "fraction":
         parse, metavar = fraction, "X/Y"
+    if entry.metadata["kind"] == "words":
+        common.update(nargs="+", action=_JoinWords)
     group.add_argument(flag, *extra, type=parse, metavar=metavar, **common)
 
 

@@ -89,6 +89,16 @@ class RunConfig:
         return 128
 
     @property
+    def selection_score(self) -> str:
+        """The validation figure that ``--selection best`` maximises."""
+        return "pgd20_accuracy"
+
+    @property
+    def balances_groups(self) -> bool:
+        """Whether an epoch draws its images anew, every group alike, instead of visiting each once."""
+        return False
+
+    @property
     def selects_on_test(self) -> bool:
         """Whether curves and selection see the test images, as some published code does."""
         return False
@@ -97,13 +107,22 @@ class RunConfig:
         """Return a plain dict for ``config.json``."""
         return asdict(self)
 
+    @property
+    def selects_best(self) -> bool:
+        """Whether the best network on the validation images is evaluated at the end, not the last."""
+        return self.selection == "best"
+
+    def check_model(self) -> None:
+        """Refuse a network that does not exist; raises ``UserError``."""
+        check_model_name(self.model)
+
     def validate(self) -> None:
         """Refuse settings that cannot work.
 
         Raises:
             UserError: naming the flag, its value and what is expected.
         """
-        check_model_name(self.model)
+        self.check_model()
         for name in ("batch_size", "accumulate", "log_interval"):
             expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
@@ -132,7 +151,7 @@ class RunConfig:
         expect(0.0 <= self.ema < 1.0, "ema", self.ema, "a number in [0, 1)")
         if self.nesterov and self.momentum == 0.0:
             raise UserError("--nesterov needs --momentum above 0.")
-        if self.selection == "best" and self.validation == 0 and not self.selects_on_test:
+        if self.selects_best and self.validation == 0 and not self.selects_on_test:
             raise UserError("--selection best needs --validation N above 0: the test split never selects.")
 
     def validate_for(self, info: DatasetInfo) -> None:

@@ -11,7 +11,7 @@ import torch
 from robust_core.config import RunConfig
 from robust_core.data import ImageSet, class_balanced_subset, load_dataset, split_validation
 
-__all__ = ["Data", "data_record", "load_data"]
+__all__ = ["Data", "Say", "data_record", "load_data"]
 
 Say = Callable[[str], None]
 Data = tuple[ImageSet, "ImageSet | None", ImageSet]

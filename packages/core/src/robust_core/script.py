@@ -18,6 +18,7 @@ from robust_core.training import RunDirectory
 __all__ = ["TrainingScript"]
 
 Config = TypeVar("Config", bound=RunConfig)
+_BARE = ""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class TrainingScript(Generic[Config]):
     ``resolve`` makes the configuration of the given flags, and lines to print; ``canonical`` brings given flags to
     the form that a configuration keeps, so that ``--resume`` can compare; ``check_resumed(config, path)`` refuses
     a run that another script began. ``choices`` narrow what a setting may be here, ``defaults`` are what ``--help``
-    shows instead of the class's own; ``published`` are the paper's own flags, which may be abbreviated.
+    shows instead of the class's own; ``published`` are the paper's own flags, which may be abbreviated; ``hidden``
+    settings follow from others and have no flag. ``bare_resume`` is the setting that ``--resume`` without a value
+    switches on, where a paper's flag has a meaning of its own; without it, a value is needed.
     """
 
     name: str
@@ -41,6 +44,8 @@ class TrainingScript(Generic[Config]):
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     published: Collection[str] = ()
+    hidden: Collection[str] = ()
+    bare_resume: str = ""
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """Run with these command-line arguments (default: the process's own); return the exit code."""
@@ -63,15 +68,20 @@ class TrainingScript(Generic[Config]):
         parser = self._parser()
         known = {flag for action in parser._actions for flag in action.option_strings}
         given = vars(parser.parse_args(normalise_flags(arguments, self.published, known)))
-        return given, given.pop("resume"), given.pop("overwrite")
+        resumed = given.pop("resume")
+        if resumed == _BARE:
+            given[self.bare_resume], resumed = True, None
+        return given, resumed, given.pop("overwrite")
 
     def _parser(self) -> argparse.ArgumentParser:
         parser = Parser(prog=self.name, description=self.description, epilog=self.epilog)
-        parser.add_argument(
-            "--resume", metavar="RUN_DIR", help="continue the run in this directory; needs no other flag"
-        )
+        about = "continue the run in this directory; needs no other flag"
+        bare: dict[str, Any] = {"nargs": "?", "const": _BARE} if self.bare_resume else {}
+        if self.bare_resume:
+            about += "; without a directory: begin with the weights of --pth-name, as published"
+        parser.add_argument("--resume", metavar="RUN_DIR", help=about, **bare)
         parser.add_argument("--overwrite", action="store_true", help="start anew where a run lies already")
-        add_flags(parser, self.kind, self.choices, self.defaults)
+        add_flags(parser, self.kind, self.choices, self.defaults, self.hidden)
         return parser
 
     def _begin(self, given: Mapping[str, Any], *, overwrite: bool) -> None:

@@ -6,22 +6,20 @@ A paper plugs in a :class:`Plan`; nothing here knows which.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from robust_core.config import RunConfig
-from robust_core.data import DatasetInfo, ImageSet, steps_per_epoch
+from robust_core.data import ImageSet, steps_per_epoch
 from robust_core.errors import RESTORE_OR_ANEW, UserError
-from robust_core.evaluation import Evaluation, evaluate, load_evaluation, protocol
-from robust_core.evaluation import Protocol as Attacks
-from robust_core.gallery import save_gallery
-from robust_core.models import build_model, load_weights
+from robust_core.models import load_weights
+from robust_core.plan import Beginning, Plan, Session, core_network
 from robust_core.reporting import write_report
-from robust_core.run_data import Data, data_record, load_data
+from robust_core.run_data import Data, Say, data_record
 from robust_core.storage import write_whole
 from robust_core.training import (
     Hooks,
@@ -39,98 +37,6 @@ from robust_core.training.machine import describe_software, resolve_device, resu
 __all__ = ["Beginning", "Plan", "Session", "core_network", "execute", "resume"]
 
 Config = TypeVar("Config", bound=RunConfig)
-Say = Callable[[str], None]
-
-
-class Plan(Protocol[Config]):
-    """What a paper adds to a run."""
-
-    def phases(self, config: Config, epoch_steps: int) -> list[Phase]:
-        """Return the phases of the run; ``epoch_steps`` are the steps of one epoch."""
-        ...
-
-    def network(self, config: Config, info: DatasetInfo, *, fresh: bool) -> nn.Module:
-        """Return the network (:func:`core_network`, or a paper's own); not ``fresh``: a checkpoint will fill it."""
-        ...
-
-    def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
-        """Return what is called after each whole epoch of a phase, to write files of published names."""
-        ...
-
-    def conclude(self, session: Session[Config]) -> dict[str, Any]:
-        """Evaluate the trained network and return what ``finished.json`` holds."""
-        ...
-
-
-class Beginning(Generic[Config]):
-    """A plan cut after its first ``count`` phases: trains what several runs share, and evaluates nothing."""
-
-    def __init__(self, plan: Plan[Config], count: int) -> None:
-        self.plan = plan
-        self.count = count
-
-    def phases(self, config: Config, epoch_steps: int) -> list[Phase]:
-        """Return the first phases."""
-        return self.plan.phases(config, epoch_steps)[: self.count]
-
-    def network(self, config: Config, info: DatasetInfo, *, fresh: bool) -> nn.Module:
-        """Return the plan's own."""
-        return self.plan.network(config, info, fresh=fresh)
-
-    def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
-        """Return the plan's own."""
-        return self.plan.export(config, folder)
-
-    def conclude(self, session: Session[Config]) -> dict[str, Any]:
-        """Return nothing: the runs that go on from here are evaluated at their own ends."""
-        del session
-        return {}
-
-
-@dataclass
-class Session(Generic[Config]):
-    """A run in memory: what was configured, where it computes, what it trains on."""
-
-    config: Config
-    machine: Machine
-    processes: Processes
-    run: RunDirectory
-    model: nn.Module
-    train_set: ImageSet
-    validation_set: ImageSet | None
-    test_set: ImageSet
-    phases: list[Phase]
-    say: Say
-
-    def evaluate(self, attacks: Attacks) -> Evaluation:
-        """Return the evaluation of the network on the test images, from the run directory if it is there whole."""
-        folder = self.run.path / "evaluation"
-        manifest = folder / f"{attacks.name}.json"
-        if manifest.exists():
-            try:
-                return load_evaluation(folder, attacks.name)
-            except UserError:
-                self.say(
-                    f"warning: {manifest} or its arrays are missing or damaged; the evaluation is made again"
-                )
-        limit = self.config.test_images or None
-        result = evaluate(
-            self.model.eval(),
-            self.test_set,
-            attacks,
-            seed=self.config.seed,
-            limit=limit,
-            device=self.machine.device,
-            batch_size=self.config.evaluation_batch_size,
-        )
-        result.save(folder, attacks.name)
-        return result
-
-    def save_gallery(
-        self, attacks: Attacks, masks: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-    ) -> None:
-        """Write ``gallery.npz``: the first test images, one of each class, attacked by the first member."""
-        save_gallery(self.run.path, self.model, self.test_set, attacks, seed=self.config.seed, masks=masks)
 
 
 def execute(
@@ -156,7 +62,7 @@ def execute(
     device = resolve_device("cpu" if config.no_cuda else config.device)
     processes = start_processes(device)
     say = say if processes.is_main else _silent
-    data = processes.main_first(lambda: load_data(config, say))
+    data = processes.main_first(lambda: plan.data(config, say))
     config.validate_for(data[0].info)
     epoch_steps = steps_per_epoch(len(data[0]), config.batch_size)
     phases = plan.phases(config, epoch_steps)
@@ -214,7 +120,7 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
     say = say if processes.is_main else _silent
     for note in notes:
         say(note)
-    data = processes.main_first(lambda: load_data(config, say))
+    data = processes.main_first(lambda: plan.data(config, say))
     for split, now in data_record(data).items():
         before = stored_data.get(split)
         if before != now:
@@ -224,18 +130,6 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
     phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
     model = plan.network(config, data[0].info, fresh=run.checkpoints.latest_step() == 0)
     return _carry_out(_session(config, run, machine, processes, data, phases, model, say), plan)
-
-
-def core_network(config: RunConfig, info: DatasetInfo) -> nn.Module:
-    """Return the core's network of the configured name for this data, normalising first if asked to."""
-    return build_model(
-        config.model,
-        info.num_classes,
-        image_size=info.size,
-        mean=info.mean if config.normalize else None,
-        std=info.std if config.normalize else None,
-        seed=config.seed,
-    )
 
 
 def _silent(_: str) -> None:
@@ -302,12 +196,13 @@ def _carry_out(session: Session[Config], plan: Plan[Config]) -> RunDirectory:
         run=run,
         processes=session.processes,
         hooks=_hooks(config, plan, run, session.validation_set, machine),
+        validation=session.validation_set,
         say=session.say,
     )
     training.fit()
     if session.processes.is_main:
         evaluated = training.evaluated_model.eval()
-        if config.selection == "best":
+        if config.selects_best:
             load_weights(evaluated, run.path / "best.pt")
         run.finish(plan.conclude(replace(session, model=evaluated)))
         session.say(f"report: {write_report(run.path)}")
@@ -329,7 +224,8 @@ def _loop_settings(config: RunConfig, data: ImageSet) -> LoopSettings:
         sync_bn=config.sync_bn,
         log_interval=config.log_interval,
         checkpoint_every=config.checkpoint_every,
-        selection=config.selection,
+        selection="best" if config.selects_best else "last",
+        balance_groups=config.balances_groups,
     )
 
 
@@ -338,27 +234,14 @@ def _hooks(
 ) -> Hooks:
     scalar = _tensorboard(run.path) if config.tensorboard else None
     export = plan.export(config, run.path)
-    if validation is None or (config.curve_images == 0 and config.selection != "best"):
+    if validation is None or (config.curve_images == 0 and not config.selects_best):
         return Hooks(export=export, scalar=scalar)
-    limit = None if config.selection == "best" else config.curve_images
-
-    def figures(model: nn.Module) -> dict[str, float]:
-        attacks = protocol("pgd-20", eps=config.epsilon, step_size=config.step_size)
-        summary = evaluate(
-            model,
-            validation,
-            attacks,
-            seed=config.seed,
-            limit=limit,
-            device=machine.device,
-            batch_size=config.evaluation_batch_size,
-        )
-        return {
-            "natural_accuracy": float(summary.natural.mean()),
-            "pgd20_accuracy": float(summary.last["pgd-20"].mean()),
-        }
-
-    return Hooks(evaluate=figures, export=export, scalar=scalar)
+    return Hooks(
+        evaluate=lambda model: plan.validate(config, model, validation, machine),
+        export=export,
+        scalar=scalar,
+        score=config.selection_score,
+    )
 
 
 def _tensorboard(path: Path) -> Callable[[str, float, int], None]:

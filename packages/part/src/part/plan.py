@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from part.config import PartConfig
 from part.phases import build_phases, mask_rule
-from robust_core.data import DatasetInfo
 from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import FrozenView
 from robust_core.randomness import generator_for
-from robust_core.session import Session, core_network
+from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
 from robust_core.training import Phase
 
@@ -32,17 +31,12 @@ def autoattack_missing() -> bool:
     return find_spec("pyautoattack") is None
 
 
-class PartPlan:
+class PartPlan(Plan[PartConfig]):
     """What PART adds to a session."""
 
     def phases(self, config: PartConfig, epoch_steps: int) -> list[Phase]:
         """Return natural steps, warm-up and main phase."""
         return build_phases(config, epoch_steps)
-
-    def network(self, config: PartConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
-        """Return the core's network."""
-        del fresh
-        return core_network(config, info)
 
     def export(self, config: PartConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
         """Return what writes a plain state dict under the official name every ``--save-freq`` epochs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from part.config import PartConfig, resolve_as
 from part.phases import build_phases, inner_attack, outer_loss
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.config import option
-from robust_core.data import Batch, DatasetInfo
+from robust_core.data import Batch
 from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation, protocol, wilson
 from robust_core.reporting import MethodResult, Table, comparison_figure, save_figure, share_cell
-from robust_core.session import Beginning, Plan, Session, core_network, execute, resume
+from robust_core.session import Beginning, Plan, Session, execute, resume
 from robust_core.storage import write_whole
 from robust_core.training import Phase, RunDirectory, StepContext, StepResult
 from robust_core.training.methods import Adversarial
@@ -92,7 +92,7 @@ class Regional(Adversarial):
         return self.outer(model, batch.images, adversarial, batch.labels, context)
 
 
-class RegionalPlan:
+class RegionalPlan(Plan[RegionalConfig]):
     """What the proof of concept adds to a session."""
 
     def phases(self, config: RegionalConfig, epoch_steps: int) -> list[Phase]:
@@ -101,16 +101,6 @@ class RegionalPlan:
         attack, outer = inner_attack(config, warm_up=False), outer_loss(config)
         method = Regional("regional AT", attack, outer, config.placement, config.low_epsilon)
         return [*phases[:-1], replace(phases[-1], method=method)]
-
-    def network(self, config: RegionalConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
-        """Return the core's network."""
-        del fresh
-        return core_network(config, info)
-
-    def export(self, config: RegionalConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
-        """Return nothing to write."""
-        del config, folder
-        return lambda _phase, _epoch, _model: None
 
     def conclude(self, session: Session[RegionalConfig]) -> dict[str, Any]:
         """Evaluate under PGD-20 at the published 8/255."""

@@ -9,7 +9,7 @@ import logging
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,7 @@ def autoattack(
     eps: float,
     norm: str = "linf",
     version: str = "standard",
+    only: Sequence[str] | None = None,
     batch_size: int = 250,
     log: Callable[[str], None] | None = None,
     generator: torch.Generator | None = None,
@@ -74,6 +75,7 @@ def autoattack(
         model: like ``images``, ``labels`` and ``eps`` (here a number) as for :func:`robust_core.attacks.pgd`.
         version: ``standard`` (APGD-CE, targeted APGD, targeted FAB, Square), ``plus`` or ``rand``. With fewer
             than four classes the members that need more are skipped.
+        only: run these of its members alone (``fab-t``); what they find is theirs, not AutoAttack's.
         log: takes the package's messages while it runs.
         generator: gives the seed; None: 0. The global random state is put back.
 
@@ -105,6 +107,8 @@ def autoattack(
         attack = package.AutoAttack(
             network, eps=float(radius), norm=_NORMS[norm], version=version, seed=seed, device=images.device
         )
+        if only is not None:
+            attack.attacks_to_run = [name for name in attack.attacks_to_run if name in only]
         skipped = _fit_to_classes(attack, logits.shape[1])
         adversarial, _ = attack.run_standard_evaluation(images.detach(), labels, batch_size=batch_size)
     flags = [record.getMessage() for record in messages if record.levelno >= logging.WARNING]

@@ -96,7 +96,8 @@ def make_ball(images: Tensor, eps: float | Tensor, norm: str = "linf") -> Ball:
     radius = per_image(eps, images)
     if norm == "l2":
         return L2Ball(images, radius)
-    return LinfBall((images - radius).clamp_(min=0.0), (images + radius).clamp_(max=1.0))
+    # both bounds in the box, so that an image outside of it (published normalised ones) ends inside
+    return LinfBall((images - radius).clamp_(0.0, 1.0), (images + radius).clamp_(0.0, 1.0))
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -14,7 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["Processes", "gather_rows", "start_processes", "sum_gradients", "synchronise_buffers"]
+__all__ = [
+    "Processes",
+    "from_main",
+    "gather_rows",
+    "start_processes",
+    "sum_figures",
+    "sum_gradients",
+    "synchronise_buffers",
+]
 
 Result = TypeVar("Result")
 
@@ -96,6 +104,25 @@ def synchronise_buffers(model: nn.Module, processes: Processes) -> None:
         _reduce_flat(buffers)
         for buffer in buffers:
             buffer.div_(processes.world_size)
+
+
+def sum_figures(figures: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """Return scalars summed over the processes, in one message."""
+    if processes.world_size == 1:
+        return figures
+    names = sorted(figures)
+    values = torch.stack([figures[name].float() for name in names])
+    dist.all_reduce(values)
+    return dict(zip(names, values, strict=True))
+
+
+def from_main(value: float, device: torch.device | str, processes: Processes) -> float:
+    """Return the first process's number on all of them."""
+    if processes.world_size == 1:
+        return value
+    told = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(told, src=0)
+    return float(told)
 
 
 def gather_rows(rows: Tensor, processes: Processes) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,16 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from robust_core.data import Batch, ImageSet, batches, steps_per_epoch
+from robust_core.data.sampling import balanced_order
 from robust_core.errors import UserError
 from robust_core.models import FrozenView
 from robust_core.models.weights import load_state
 from robust_core.randomness import rows_of_rank
 from robust_core.storage import write_tensors
 from robust_core.training.averaging import WeightAverage
-from robust_core.training.distributed import Processes, sum_gradients, synchronise_buffers
+from robust_core.training.clock import Clock
+from robust_core.training.distributed import (
+    Processes,
+    from_main,
+    sum_figures,
+    sum_gradients,
+    synchronise_buffers,
+)
+from robust_core.training.guards import check_optimizer, refuse_infinite
 from robust_core.training.machine import Machine
-from robust_core.training.memory import peak_memory_mib
-from robust_core.training.method import Phase, StepContext, StepResult, micro_batches
+from robust_core.training.method import EpochMethod, Phase, StepContext, StepResult, micro_batches
 from robust_core.training.progress import Progress
 from robust_core.training.rundir import RunDirectory
 from robust_core.training.sync_norm import synchronise_batch_norm
@@ -37,7 +44,8 @@ class LoopSettings:
     """What the loop itself needs to know; everything else belongs to methods and phases.
 
     ``checkpoint_every`` counts steps (0: once per epoch). ``selection`` is ``last`` or ``best`` (highest
-    ``score`` returned by the epoch evaluation; its weights go to ``best.pt``).
+    ``score`` returned by the epoch evaluation; its weights go to ``best.pt``). ``balance_groups`` draws each epoch's
+    images with replacement, every group alike.
     """
 
     seed: int = 1
@@ -52,6 +60,7 @@ class LoopSettings:
     log_interval: int = 100
     checkpoint_every: int = 0
     selection: str = "last"
+    balance_groups: bool = False
 
 
 def _no_evaluation(_: nn.Module) -> dict[str, float]:
@@ -66,7 +75,7 @@ def _no_export(_phase: Phase, _epoch: int, _model: nn.Module) -> None:
 class Hooks:
     """What a caller may add: figures at each epoch's end, files to write after an epoch of a phase."""
 
-    evaluate: Callable[[nn.Module], Mapping[str, float]] = _no_evaluation
+    evaluate: Callable[[nn.Module], Mapping[str, Any]] = _no_evaluation
     export: Callable[[Phase, int, nn.Module], None] = _no_export
     scalar: Callable[[str, float, int], None] | None = None
     score: str = "pgd20_accuracy"
@@ -84,6 +93,7 @@ class Training:
     run: RunDirectory
     processes: Processes = field(default_factory=Processes)
     hooks: Hooks = field(default_factory=Hooks)
+    validation: ImageSet | None = None
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -93,6 +103,8 @@ class Training:
         self.model.to(torch.device(self.machine.device))
         self.model.to(memory_format=torch.channels_last)
         self.data = self.data.to(self.machine.device)
+        if self.validation is not None:
+            self.validation = self.validation.to(self.machine.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=self.phases[0].rate.lr,
@@ -109,7 +121,10 @@ class Training:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The network that is evaluated and exported: the average of the weights if one is kept."""
+        """The network that is evaluated and exported: an average of the weights if one is kept."""
+        method = self.phases[-1].method
+        if isinstance(method, EpochMethod) and method.averaged is not None:
+            return method.averaged
         return self.model if self.average is None else self.average.model
 
     def fit(self) -> None:
@@ -121,7 +136,7 @@ class Training:
         step = self.restore()
         quiet = not self.processes.is_main
         progress = Progress(self.total_steps, step, self.run.path.name, say=self.say, quiet=quiet)
-        clock = _Clock(step)
+        clock = Clock(step)
         try:
             while step < self.total_steps:
                 epoch, position = divmod(step, self.epoch_steps)
@@ -136,6 +151,9 @@ class Training:
             progress.close()
 
     def _batches(self, epoch: int, position: int) -> Any:
+        order = None
+        if self.settings.balance_groups and self.data.groups is not None:
+            order = balanced_order(self.data.groups, self.settings.seed, epoch)
         return batches(
             self.data,
             batch_size=self.settings.batch_size,
@@ -145,6 +163,7 @@ class Training:
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             start=position,
+            order=order,
         )
 
     def phase_of(self, step: int) -> tuple[int, int]:
@@ -168,12 +187,15 @@ class Training:
             global_size=global_size,
             train_dtype=DTYPES[self.machine.train_precision],
             processes=self.processes,
+            validation=self.validation,
         )
 
     def _step(self, batch: Batch, step: int, epoch: int) -> dict[str, Tensor]:
         """Take one step on a batch; returns the global means of what is to be logged."""
         index, phase_step = self.phase_of(step)
         phase = self.phases[index]
+        if phase_step == 0:
+            self._begin_phase(phase)
         size, world = batch.global_size, self.processes.world_size
         context = self._context(step, epoch, rows_of_rank(size, self.processes.rank, world), size)
         self.view.refresh()
@@ -190,9 +212,9 @@ class Training:
             torch.autograd.backward(result.loss * share)
             _add(sums, result, share)
         sum_gradients(self.model.parameters(), self.processes)
-        figures = _sum_over_processes(sums, self.processes)
-        self._refuse_infinite(figures["loss"], step)
-        rate = phase.rate.at(phase_step, phase.steps, self.epoch_steps)
+        figures = sum_figures(sums, self.processes)
+        refuse_infinite(figures["loss"], self.model, step, self.run)
+        rate = phase.rate.at(phase_step, phase.steps, self.epoch_steps) * _rate_factor(phase)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -202,21 +224,14 @@ class Training:
             self.average.update(self.model)
         return figures
 
-    def _refuse_infinite(self, loss: Tensor, step: int) -> None:
-        """Stop before the optimizer moves if the loss or a gradient is not finite."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            return
-        good = self.run.checkpoints.latest_step()
-        where = f"the checkpoint of step {good} is whole" if good else "no checkpoint was written yet"
-        raise UserError(
-            f"The loss or its gradient became infinite or NaN at step {step + 1} (loss {loss.item():.4g}); "
-            f"{where}: lower --lr, then train anew in another --run-dir."
-        )
+    def _begin_phase(self, phase: Phase) -> None:
+        """Seek the best among the networks of one phase; forget the momentum where the method wants it."""
+        self.best_score = float("-inf")
+        if isinstance(phase.method, EpochMethod) and phase.method.fresh_optimizer:
+            self.optimizer.state.clear()
 
     def _after_step(
-        self, step: int, epoch: int, figures: dict[str, Tensor], progress: Progress, clock: _Clock
+        self, step: int, epoch: int, figures: dict[str, Tensor], progress: Progress, clock: Clock
     ) -> None:
         """Log, evaluate, export and save after ``step`` steps are done."""
         index, phase_step = self.phase_of(step - 1)
@@ -226,9 +241,13 @@ class Training:
         epoch_ends = step % self.epoch_steps == 0 or phase_ends
         if step % self.settings.log_interval == 0 or epoch_ends:
             self._log_step(step, epoch, phase, figures, progress)
-            clock.log(self, step)
+            timing = clock.line(step, self.settings.batch_size, self.machine.device)
+            if timing is not None and self.processes.is_main:
+                self.run.log_timing(timing)
         if epoch_ends:
             self._end_epoch(step, epoch, phase, progress)
+        if isinstance(phase.method, EpochMethod):
+            self._log_records(phase.method.records(), step, epoch)
         if (phase_step + 1) % self.epoch_steps == 0 and self.processes.is_main:
             self.hooks.export(phase, (phase_step + 1) // self.epoch_steps, self.evaluated_model)
         every = self.settings.checkpoint_every
@@ -254,28 +273,49 @@ class Training:
             for name, value in values.items():
                 self.hooks.scalar(f"train/{name}", value, step)
 
+    def _log_records(self, records: list[dict[str, Any]], step: int, epoch: int) -> None:
+        if self.processes.is_main:
+            for record in records:
+                self.run.log({"step": step, "epoch": epoch, **record})
+
     def _end_epoch(self, step: int, epoch: int, phase: Phase, progress: Progress) -> None:
-        if not self.processes.is_main:
-            return
+        """Let the method end the epoch, evaluate, and tell the method what it watches."""
+        method = phase.method if isinstance(phase.method, EpochMethod) else None
+        if method is not None:
+            self.view.refresh()
+            size = self.settings.batch_size
+            rows = rows_of_rank(size, self.processes.rank, self.processes.world_size)
+            ended = method.end_epoch(self.model, self._context(step - 1, epoch, rows, size))
+            self._log_records([{"kind": "refresh", **ended}] if ended else [], step, epoch)
+        figures = self._validate(step, epoch, phase, progress) if self.processes.is_main else {}
+        if method is not None and method.watched is not None:
+            watched = figures.get(method.watched, 0.0)
+            method.validated(from_main(watched, self.machine.device, self.processes))
+
+    def _validate(self, step: int, epoch: int, phase: Phase, progress: Progress) -> dict[str, Any]:
+        """Evaluate, log and select; returns the figures."""
         figures = dict(self.hooks.evaluate(self.evaluated_model.eval()))
         if not figures:
-            return
+            return figures
         self.run.log({"kind": "epoch", "step": step, "epoch": epoch, "phase": phase.name, **figures})
-        told = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
+        told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if ":" not in name)
         progress.line(f"epoch {epoch + 1} ends  {told}")
         if self.hooks.scalar is not None:
-            for name, value in figures.items():
+            for name, value in numbers.items():
                 self.hooks.scalar(f"validation/{name}", value, step)
         if self.settings.selection == "best" and figures[self.hooks.score] > self.best_score:
             self.best_score = figures[self.hooks.score]
             write_tensors(self.run.path / "best.pt", self.evaluated_model.state_dict())
+        return figures
 
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps."""
         if not self.processes.is_main:
             return
         index, phase_step = self.phase_of(step - 1)
-        inside = phase_step + 1 < self.phases[index].steps
+        # the last phase's method is kept beyond its end: an average of it is what the run evaluates
+        inside = phase_step + 1 < self.phases[index].steps or index + 1 == len(self.phases)
         self.run.checkpoints.save(
             {
                 "step": step,
@@ -316,14 +356,17 @@ class Training:
         load_state(self.model, state["model"], source)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-            _check_optimizer(self.optimizer)
+            check_optimizer(self.optimizer)
             if self.average is not None and state["average"] is not None:
                 load_state(self.average.model, state["average"]["weights"], source)
                 self.average.load_state_dict(state["average"])
             self.best_score = float(state["best_score"])
             index, phase_step = self.phase_of(step)
-            if 0 < phase_step < self.phases[index].steps:
-                self.phases[index].method.load_state_dict(state["method"])
+            if phase_step > 0 and state["method"]:
+                method = self.phases[index].method
+                method.load_state_dict(state["method"])
+                if isinstance(method, EpochMethod):
+                    method.attach(self.model)
         except (UserError, torch.OutOfMemoryError):
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -333,53 +376,10 @@ class Training:
         return step
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ``ValueError`` for a state that torch loads but cannot step with."""
-    for group in optimizer.param_groups:
-        if any(type(group.get(name)) not in (int, float) for name in ("momentum", "weight_decay")):
-            raise ValueError("the optimizer's settings are no numbers")
-        for parameter in group["params"]:
-            buffer = optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None and buffer.shape != parameter.shape:
-                raise ValueError("the optimizer's buffers have other shapes than the weights")
-
-
-class _Clock:
-    """Times and memory of the run, kept apart from the metrics."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.time = time.perf_counter()
-
-    def log(self, training: Training, step: int) -> None:
-        now = time.perf_counter()
-        if training.processes.is_main and step > self.step:
-            seconds = now - self.time
-            images = (step - self.step) * training.settings.batch_size
-            training.run.log_timing(
-                {
-                    "step": step,
-                    "seconds": round(seconds, 3),
-                    "images_per_second": round(images / seconds, 1),
-                    "peak_memory_mib": peak_memory_mib(training.machine.device),
-                }
-            )
-        self.step, self.time = step, now
-
-    def leave_out(self) -> None:
-        """Count nothing of what was done since the last line: evaluation and files are no training."""
-        self.time = time.perf_counter()
-
-
 def _add(sums: dict[str, Tensor], result: StepResult, share: float) -> None:
     for name, value in {"loss": result.loss, **result.metrics}.items():
         sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() * share
 
 
-def _sum_over_processes(sums: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
-    if processes.world_size == 1:
-        return sums
-    names = sorted(sums)
-    values = torch.stack([sums[name].float() for name in names])
-    torch.distributed.all_reduce(values)
-    return dict(zip(names, values, strict=True))
+def _rate_factor(phase: Phase) -> float:
+    return phase.method.rate_factor if isinstance(phase.method, EpochMethod) else 1.0

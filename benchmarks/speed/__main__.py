@@ -2,7 +2,8 @@
 
 (a) PART's attack of ten steps against the published loop, (b) PGD-10 against the attack libraries, (c) masks
 against torchcam and PIL, (d) loading against a torchvision DataLoader, all with ResNet-18, batch 128, in evaluation
-mode; ANCRA's (e) choice of negatives and (f) contrast against plain Python, (g) training step against its passes.
+mode; ANCRA's (e) choice of negatives and (f) contrast against plain Python, (g) training step against its passes;
+(h) an epoch from decoded images on disk against decoding JPEGs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import ancra_step, libraries, loading, masks, negatives, part_attack
+from benchmarks.speed import ancra_step, decoding, libraries, loading, masks, negatives, part_attack
 from benchmarks.speed.record import default_path, describe_machine, write_record
 from benchmarks.speed.rows import Row, markdown
 from benchmarks.speed.setting import Setting, bf16_note, make_setting, say
@@ -28,6 +29,7 @@ COMPARISONS: dict[str, Callable[[Setting], list[Row]]] = {
     "e": negatives.compare_choices,
     "f": negatives.compare_contrasts,
     "g": ancra_step.compare,
+    "h": decoding.compare,
 }
 
 

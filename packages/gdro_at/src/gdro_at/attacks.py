@@ -1,0 +1,153 @@
+"""The training attack of every method here, and what it finds on the validation images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust_core.attacks.engine import ascend
+from robust_core.attacks.objectives import Objective, cross_entropy, kl_to
+from robust_core.data import ImageSet
+from robust_core.errors import UserError
+from robust_core.randomness import generator_for, rows_of_rank
+from robust_core.training.distributed import gather_rows
+from robust_core.training.method import StepContext
+
+__all__ = ["TrainingAttack", "ValidationLogits", "validation_images", "validation_logits"]
+
+START_SHARE = 1 / 32
+"""Standard deviation of the start in units of eps: the published 0.001 at 8/255, made scale-free."""
+
+
+@dataclass(frozen=True)
+class TrainingAttack:
+    """PGD from a normal start on the frozen view (fair_baselines.md, section 0).
+
+    ``eps`` in pixels of [0, 1]; steps of ``step_size`` (None: ``eps / 4``); ``objective`` is ``kl`` (to the natural
+    prediction, which stays fixed) or ``ce``; ``clip`` is the range of adversarial pixels (``--clmin``, ``--clmax``).
+    The start is ``x + noise N(0, 1)`` (``noise`` None: eps / 32), clipped to ball and range unless ``clip_start`` is
+    off, as published.
+    """
+
+    eps: float
+    steps: int = 10
+    step_size: float | None = None
+    objective: str = "kl"
+    noise: float | None = None
+    clip_start: bool = True
+    clip: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def step(self) -> float:
+        """The step size."""
+        return self.eps / 4 if self.step_size is None else self.step_size
+
+    def begin(self, images: Tensor, draw: Tensor, eps: float | Tensor | None = None) -> Tensor:
+        """Return the starts for standard normal numbers ``draw``, shaped as the images."""
+        scale = self.eps * START_SHARE if self.noise is None else self.noise
+        points = images + scale * draw
+        if not self.clip_start:
+            return points
+        radius = _broadcast(self.eps if eps is None else eps, images)
+        return torch.minimum(torch.maximum(points, images - radius), images + radius).clamp(*self.clip)
+
+    def __call__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        context: StepContext,
+        *,
+        eps: float | Tensor | None = None,
+        step_size: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return adversarial images ``(n, 3, H, W)``; ``eps`` and ``step_size`` may be given per image ``(n,)``."""
+        return self.climb(context, images, labels, context.normal("start", images), eps, step_size)
+
+    def climb(
+        self,
+        context: StepContext,
+        images: Tensor,
+        labels: Tensor,
+        draw: Tensor,
+        eps: float | Tensor | None = None,
+        step_size: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return adversarial images from the start that ``draw`` gives."""
+        with torch.no_grad():
+            objective: Objective = cross_entropy
+            if self.objective == "kl":
+                objective = kl_to(context.view(images))
+            low, width = self.clip[0], self.clip[1] - self.clip[0]
+            found = ascend(
+                context.view
+                if self.clip == (0.0, 1.0)
+                else lambda points: context.view(low + width * points),
+                self._in_unit(images),
+                labels,
+                start=self._in_unit(self.begin(images, draw, eps)),
+                eps=(self.eps if eps is None else eps) / width,
+                step_size=(self.step if step_size is None else step_size) / width,
+                steps=self.steps,
+                objective=objective,
+            )
+            return found if self.clip == (0.0, 1.0) else low + width * found
+
+    def _in_unit(self, images: Tensor) -> Tensor:
+        """Return the images in units of the clip range, in which every attack of the core works."""
+        low, high = self.clip
+        return images if self.clip == (0.0, 1.0) else (images - low) / (high - low)
+
+
+def _broadcast(value: float | Tensor, images: Tensor) -> float | Tensor:
+    if isinstance(value, Tensor) and value.dim() == 1:
+        return value.view(-1, *[1] * (images.dim() - 1))
+    return value
+
+
+class ValidationLogits(NamedTuple):
+    """What the frozen view says of the validation images: ``natural`` and ``adversarial`` logits ``(N, classes)``."""
+
+    natural: Tensor
+    adversarial: Tensor
+
+
+def validation_images(context: StepContext, name: str) -> ImageSet:
+    """Return the validation images, by which the method ``name`` weighs; ``UserError`` if there are none."""
+    if context.validation is None or len(context.validation) == 0:
+        raise UserError(
+            f"{name} weighs by what it sees on validation images, but there are none: take --validation N above 0."
+        )
+    return context.validation
+
+
+def validation_logits(
+    data: ImageSet, attack: TrainingAttack, context: StepContext, *, batch_size: int = 128
+) -> ValidationLogits:
+    """Return logits of all validation images, natural and attacked, on the context's view.
+
+    Each process attacks its rows; the noise depends on the seed, the epoch and the image, not on ``batch_size`` or the
+    number of processes.
+    """
+    low, high = rows_of_rank(len(data), context.processes.rank, context.processes.world_size)
+    natural, adversarial = [], []
+    for start in range(low, high, batch_size):
+        rows = torch.arange(start, min(start + batch_size, high))
+        images = data.pixels(rows).to(data.labels.device)
+        labels = data.labels[rows]
+        draw = torch.stack([_noise(context, int(row), images) for row in rows])
+        found = attack.climb(context, images, labels, draw)
+        with torch.no_grad():
+            natural.append(context.view(images))
+            adversarial.append(context.view(found))
+    whole = [gather_rows(torch.cat(part), context.processes) for part in (natural, adversarial)]
+    if len(data) < context.processes.world_size:  # then each process has seen all of them
+        whole = [part[: len(data)] for part in whole]
+    return ValidationLogits(*whole)
+
+
+def _noise(context: StepContext, row: int, images: Tensor) -> Tensor:
+    generator = generator_for(context.seed, "validation start", context.epoch, row)
+    return torch.randn(images.shape[1:], generator=generator, dtype=torch.float32).to(images)

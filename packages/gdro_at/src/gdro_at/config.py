@@ -1,0 +1,275 @@
+"""The settings of ``run_expt.py``: the published flags with their published defaults, and ours beside them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gdro_at.checks import check_combinations, check_names, check_numbers
+from gdro_at.networks import check_name
+from gdro_at.options import ModelOptions
+from robust_core.config import expect, option
+from robust_core.data import DatasetInfo
+from robust_core.errors import UserError
+
+__all__ = ["GROUP_RULE_TYPES", "TEST_TYPES", "TRAIN_TYPES", "UNIT_TYPES", "GdroConfig"]
+
+GROUP_RULE_TYPES = ("erm", "pgd", "trades")
+"""Train types whose loss the group weights of ``--robust`` weigh."""
+UNIT_TYPES = ("WAT", "CFA", "FAT", "DAFA")
+"""Fairness baselines with weights of units."""
+TRAIN_TYPES = (*GROUP_RULE_TYPES, "BAT", "WAT", "CFA", "DAFA", "FAT", "CGD", "uni", "unitrades", "unimart")
+TEST_TYPES = ("erm", "pgd", "AA")
+PUBLISHED_TEST_EPS = 0.00196
+
+
+@dataclass(frozen=True, kw_only=True)
+class GdroConfig(ModelOptions):
+    """Settings of a run of ``run_expt.py``."""
+
+    train_type: str = option("erm", "method", choices=TRAIN_TYPES, group="method")
+    test_type: str = option(
+        "erm", "attack that validates and tests (erm: none)", choices=TEST_TYPES, group="evaluation"
+    )
+    robust: bool = option(False, "weigh groups (Group-DRO); off: the plain mean", group="weights")
+    trades_new: bool = option(False, "own weights for the adversarial term", group="weights")
+    train_grad: bool = option(
+        False, "running means of the losses in the natural weights (WULG)", group="weights"
+    )
+    limit_nat: bool = option(False, "bound the natural weights", group="weights")
+    limit_adv: bool = option(False, "bound the adversarial weights", group="weights")
+    limit_eps: float = option(0.2, "half width of the bounds, in units of 1/G", group="weights")
+    robust_step_size: float = option(0.01, "step of the group weights", group="weights")
+    alpha: float = option(0.2, "--btl: share of the worst part", group="weights")
+    gamma: float = option(0.1, "rate of the exponential average of the group losses", group="weights")
+    generalization_adjustment: str = option(
+        "0.0", "C, added to group g's loss as C/sqrt(n_g): one number or one per group", group="weights"
+    )
+    use_normalized_loss: bool = option(False, "losses over their sum in the weights", group="weights")
+    btl: bool = option(False, "greedy weights of the worst --alpha of the groups", group="weights")
+    minimum_variational_weight: float = option(
+        0.0, "--btl: share of the plain mean (ignored with --weights official)", group="weights"
+    )
+    hinge: bool = option(False, "hinge loss instead of cross-entropy (two classes)", group="method")
+    weights: str = option(
+        "official", "rule of the group weights", choices=("official", "corrected"), group="weights"
+    )
+    weights_sign: str = option(
+        "", "one change: sign of the adversarial weights", choices=("", "plus", "minus"), group="weights"
+    )
+    weights_updates: str = option(
+        "", "one change: multiplications a step", choices=("", "once", "published"), group="weights"
+    )
+    weights_bound: str = option(
+        "", "one change: how weights are bounded", choices=("", "projection", "clip"), group="weights"
+    )
+    weights_absent: str = option(
+        "",
+        "one change: groups without images in a batch",
+        choices=("", "untouched", "moved"),
+        group="weights",
+    )
+    weights_running_mean: str = option(
+        "", "one change: what resets the running mean", choices=("", "epoch", "log"), group="weights"
+    )
+    weights_adjust: str = option(
+        "", "one change: where C enters", choices=("", "copy", "in_place"), group="weights"
+    )
+    adv_scale: str = option(
+        "",
+        "factor of the adversarial term: 1, number of groups, 4",
+        choices=("", "mean", "sum", "four"),
+        group="weights",
+    )
+    adv_weights: str = option(
+        "",
+        "adversarial weights: own, uniform, or the natural ones",
+        choices=("", "own", "uniform", "natural"),
+        group="weights",
+    )
+    beta: float = option(6.0, "factor of the KL term", group="method")
+    eta: float = option(0.1, "step of WAT's weights; with CGD use --robust-step-size", group="method")
+    tau: float | None = option(None, "uni*: scale of the soft ball (default: --alpha_)", group="method")
+    lr_tau: float | None = option(None, "uni*: rate of lambda (default 0.02)", group="method")
+    lamda: float | None = option(None, "uni*: first lambda (default 1)", group="method")
+    alpha_: float | None = option(
+        None, "uni*: step of the attack (default epsilon/4)", kind="fraction", group="method"
+    )
+    forwards: str = option(
+        "",
+        "TRADES' passes of the natural images a step; two, as published, moves the running statistics once more",
+        choices=("", "one", "two"),
+        group="method",
+    )
+    fair_over: str = option(
+        "",
+        "units of a fairness baseline (DAFA: class, others: group)",
+        choices=("", "group", "class"),
+        group="method",
+    )
+    uniform_term: bool = option(True, "BAT: pull both predictions to uniform", group="method")
+    is_combine: bool = option(
+        False, "train the last layer anew on half of the validation split", group="method"
+    )
+    combine_epochs: int = option(10, "--is-combine: epochs of the last layer", group="method")
+    warm_start: str | None = option(
+        None,
+        "FAT: begin with these robust weights (default: TRADES for two thirds of the epochs)",
+        group="method",
+    )
+
+    seed: int = option(0, "seed of everything random")
+    epochs: int = option(4, "epochs", flags=("--n-epochs",), group="training")
+    batch_size: int = option(32, "images per step, over all processes", group="training")
+    lr: float = option(0.001, "learning rate", group="training")
+    weight_decay: float = option(5e-5, "weight decay of SGD", flags=("--wd",), group="training")
+    scheduler: bool = option(
+        False, "rate x 0.1 after 5 epochs without a better attacked validation loss", group="training"
+    )
+    schedule: str = option(
+        "constant", "rate over the run", choices=("constant", "step", "linear"), group="training"
+    )
+    selection: str = option(
+        "best",
+        "which weights are tested: best worst group under --test-type on the validation split; official: the same, "
+        "but ERM by its natural accuracy",
+        choices=("best", "last", "official"),
+        group="training",
+    )
+    natural_steps: int = option(0, "steps on natural images before the method", group="training")
+    main_steps: int = option(0, "steps of the method (0: --n-epochs)", group="training")
+
+    epsilon: float = option(
+        0.03, "budget of the training attack, in pixels of [0, 1]", kind="fraction", group="attack"
+    )
+    num_steps: int = option(10, "steps of the training attack", flags=("--attack-iters",), group="attack")
+    step_size: float = option(
+        0.0, "step of the attacks (0: a quarter of the budget)", kind="fraction", group="attack"
+    )
+    random_init: float | None = option(
+        None,
+        "standard deviation of the attack's normal start (default epsilon/32)",
+        kind="fraction",
+        group="attack",
+    )
+    clmin: float = option(0.0, "lowest pixel of adversarial images", group="attack")
+    clmax: float = option(1.0, "highest pixel of adversarial images", group="attack")
+    pixels: str = option(
+        "unit",
+        "unit: images in [0, 1], normalised inside of the network; official: no normalisation, COVID normalised "
+        "before the attack",
+        choices=("unit", "official"),
+        group="attack",
+    )
+    test_epsilon: float | None = option(
+        None,
+        "budget of the test attack (default: --epsilon; official: 0.00196)",
+        kind="fraction",
+        group="evaluation",
+    )
+    suite_images: int = option(
+        0, "test images for the suite: binary-aa (two classes) or AutoAttack (0: none)", group="evaluation"
+    )
+    sweep_images: int = option(
+        0, "test images for budgets of 0.5, 1, 2, 4 and 8/255 (0: none)", group="evaluation"
+    )
+    official: bool = option(False, "all published behaviour at once", group="method")
+    zennit_show: bool = option(
+        False, "draw attack saliency of --checkpoints instead of training", group="run"
+    )
+    checkpoints: str | None = option(
+        None, "--zennit-show: NAME=PATH of each column", kind="words", group="run"
+    )
+    scale: str = option(
+        "paper", "size of the run", choices=("paper", "reduced", "demo", "smoke"), group="run"
+    )
+
+    @property
+    def adjustments(self) -> tuple[float, ...]:
+        """C as numbers; ``UserError`` for anything else."""
+        try:
+            values = tuple(float(part) for part in self.generalization_adjustment.split(","))
+        except ValueError:
+            values = (math.nan,)
+        if not all(math.isfinite(value) for value in values):
+            raise UserError(
+                f"--generalization-adjustment {self.generalization_adjustment} is not possible; expected one number "
+                "or one per group, with commas, e.g. 2 or 1,2,2,1."
+            )
+        return values
+
+    @property
+    def attack_step(self) -> float:
+        """The training attack's step."""
+        return self.step_size or self.epsilon / 4
+
+    @property
+    def natural_forwards(self) -> int:
+        """How often TRADES passes the natural images."""
+        return 2 if self.forwards == "two" or (self.official and not self.forwards) else 1
+
+    @property
+    def test_eps(self) -> float:
+        """The budget of the attack that validates and tests."""
+        if self.test_epsilon is not None:
+            return self.test_epsilon
+        return PUBLISHED_TEST_EPS if self.official else self.epsilon
+
+    @property
+    def unit_kind(self) -> str:
+        """Whose weights a fairness baseline moves."""
+        return self.fair_over or ("class" if self.train_type == "DAFA" else "group")
+
+    @property
+    def balances_groups(self) -> bool:
+        """``--reweight-groups``."""
+        return self.reweight_groups
+
+    @property
+    def selection_score(self) -> str:
+        """The validation figure by which the best network is chosen."""
+        if self.selection == "official" and self.train_type == "erm":
+            return "natural_worst_group"
+        return "natural_worst_group" if self.test_type == "erm" else "attacked_worst_group"
+
+    @property
+    def long_tailed(self) -> bool:
+        """Whether CIFAR-10's training images are made long-tailed."""
+        return (
+            self.dataset in ("Cifar", "CIFAR10")
+            and self.shift_type == "confounder"
+            and self.imbalance_ratio is not None
+        )
+
+    def check_model(self) -> None:
+        """Refuse an unknown network; raises ``UserError``."""
+        check_name(self.model)
+
+    @property
+    def selects_best(self) -> bool:
+        """Whether the best network on the validation split is tested, not the last."""
+        return self.selection != "last" and not self.only_test
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work; raises ``UserError`` naming the flag, its value and what is expected."""
+        check_names(self)
+        super().validate()
+        check_numbers(self)
+        check_combinations(self)
+
+    def validate_for(self, info: DatasetInfo) -> None:
+        """Refuse settings that do not fit the data as it was found."""
+        groups = len(info.groups or info.classes)
+        expect(
+            len(self.adjustments) in (1, groups),
+            "generalization_adjustment",
+            self.generalization_adjustment,
+            f"one number, or one for each of the {groups} groups",
+        )
+        expect(
+            self.class_num in (0, groups),
+            "class_num",
+            self.class_num,
+            f"the {groups} groups of the data, or no such flag",
+        )
+        expect(not self.hinge or info.num_classes == 2, "hinge", "", "data with two classes")

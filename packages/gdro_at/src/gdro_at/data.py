@@ -1,0 +1,183 @@
+"""The images of a run of ``run_expt.py``: tables, CIFAR-10 with classes as groups, drawn shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gdro_at.config import GdroConfig
+from robust_core.data import (
+    ImageSet,
+    class_balanced_subset,
+    crop_and_flip,
+    load_dataset,
+    split_validation,
+)
+from robust_core.data.celeba import read_celeba
+from robust_core.data.covid import read_covid
+from robust_core.data.decoded import load_table
+from robust_core.data.groups import check_groups
+from robust_core.data.label_shift import (
+    label_shift_positions,
+    long_tailed,
+    train_val_split,
+    training_fraction,
+    with_classes_as_groups,
+)
+from robust_core.data.listed import read_listed
+from robust_core.data.table import SPLITS, ImageTable
+from robust_core.data.transforms import Pipeline, published_pipeline
+from robust_core.data.waterbirds import read_waterbirds
+from robust_core.randomness import generator_for
+from robust_core.run_data import Data, Say
+
+__all__ = ["load_groups", "pipeline_of", "read_table"]
+
+TABLES = ("CUB", "CelebA", "Covid", "table")
+CIFAR = ("CIFAR10", "Cifar")
+
+
+def load_groups(config: GdroConfig, say: Say) -> Data:
+    """Return training, validation and test images with groups; says what a user should know of them.
+
+    Raises:
+        UserError: for files that are missing or damaged, groups without training images, wrong rows of a table.
+    """
+    if config.dataset in TABLES:
+        data = _tables(config, say)
+    elif config.dataset in CIFAR:
+        data = _cifar(config, say)
+    else:
+        data = _shapes(config, say)
+    train, validation, test = data
+    if config.train_subset:
+        train = class_balanced_subset(train, config.train_subset, config.subset_seed)
+    train = replace(train, indices=torch.arange(len(train)))
+    return train, validation, test
+
+
+def read_table(config: GdroConfig) -> ImageTable:
+    """Return the table of the configured data set, with the published subset of ``--fraction``; no image is read.
+
+    Raises:
+        UserError: for missing files, wrong rows, a group without training images.
+    """
+    root, target = config.root_dir or config.data_dir, config.target_name or ""
+    names = tuple((config.confounder_names or "").split(","))
+    if config.dataset == "CUB":
+        table = read_waterbirds(root, target, names)
+    elif config.dataset == "CelebA":
+        table = read_celeba(root, target, names)
+    elif config.dataset == "Covid":
+        table = read_covid(root, official=config.official, seed=config.seed)
+    else:
+        table = read_listed(config.metadata or "", target, names, root=root)
+    if config.fraction < 1.0:
+        kept = training_fraction(table.positions("train"), config.fraction, config.seed)
+        others = torch.cat([table.positions(split) for split in SPLITS[1:]])
+        table = table.select(torch.cat([kept, others]).sort().values)
+    return replace(table, notes=(*table.notes, *check_groups(table)))
+
+
+def pipeline_of(config: GdroConfig) -> Pipeline:
+    """Return the deterministic transform; CelebA's stretch for ``resnet34`` only with ``--official``."""
+    stretched = config.official and config.dataset == "CelebA" and config.model == "resnet34"
+    return published_pipeline(config.dataset.lower(), config.image_size, official=stretched)
+
+
+def _tables(config: GdroConfig, say: Say) -> Data:
+    table = read_table(config)
+    for note in table.notes:
+        say(note)
+    table = replace(table, notes=())
+    # published: CelebA's crops are at least as wide as high
+    ratio = (1.0, 4 / 3) if config.dataset == "CelebA" else table.info.crop_ratio
+    info = replace(table.info, resized_crop=config.augment_data, flip=config.augment_data, crop_ratio=ratio)
+    table = replace(table, info=info)
+    parts = []
+    for split in SPLITS:
+        loaded = load_table(
+            table,
+            split,
+            pipeline_of(config),
+            cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+            workers=config.workers or None,
+            skip_unreadable=config.skip_unreadable,
+            log=say,
+        )
+        _tell(loaded, say)
+        parts.append(loaded)
+    return parts[0], parts[1], parts[2]
+
+
+def _shapes(config: GdroConfig, say: Say) -> Data:
+    del say
+    parts = [load_dataset("shapes-grouped", None, split) for split in SPLITS]
+    train = parts[0]
+    flip = replace(train.info, crop_padding=4 if config.augment_data else 0, flip=config.augment_data)
+    train = replace(train, info=flip)
+    if config.fraction < 1.0:
+        everything = torch.arange(len(train))
+        train = train.subset(training_fraction(everything, config.fraction, config.seed))
+    return train, parts[1], parts[2]
+
+
+def _cifar(config: GdroConfig, say: Say) -> Data:
+    """Return CIFAR-10 with classes as groups: as it is, long-tailed, or with the published label shift."""
+    root = config.root_dir or config.data_dir
+
+    def load(split: str) -> ImageSet:
+        loaded = load_dataset("cifar10", root, split, log=say)
+        _tell(loaded, say)
+        return loaded
+
+    whole, test = load("train"), load("test")
+    shifted = config.shift_type == "label_shift_step"
+    if shifted:
+        kept, apart = train_val_split(len(whole), config.val_fraction, config.seed)
+        train, validation = whole.subset(kept), whole.subset(apart)
+        train = train.subset(_shift(config, train.labels))
+    else:
+        train, validation = split_validation(whole, config.validation, config.subset_seed)
+        if config.fraction < 1.0:
+            train = train.subset(training_fraction(torch.arange(len(train)), config.fraction, config.seed))
+        if config.imbalance_ratio is not None:
+            train = long_tailed(train, config.imbalance_ratio, config.subset_seed)
+    official = config.official and shifted
+    train, validation, test = (
+        with_classes_as_groups(part, official=official) for part in (train, validation, test)
+    )
+    # officially swapped: crop and flip without --augment_data, none with it; and validation and test as training
+    augmented = config.augment_data != config.official
+    if not augmented:
+        train = replace(train, info=replace(train.info, crop_padding=0, flip=False))
+    elif config.official:
+        validation, test = (_published_random_images(part, config.seed) for part in (validation, test))
+    return train, validation, test
+
+
+def _shift(config: GdroConfig, labels: Tensor) -> Tensor:
+    return label_shift_positions(
+        labels,
+        10,
+        minority_fraction=config.minority_fraction or 0.0,
+        imbalance_ratio=config.imbalance_ratio or 1.0,
+        seed=config.seed,
+    )
+
+
+def _published_random_images(part: ImageSet, seed: int) -> ImageSet:
+    """Return images that are cropped and flipped at random, once, as the published evaluation does to its images."""
+    generator = generator_for(seed, f"published {part.split} transform")
+    offsets = torch.randint(0, 9, (len(part), 2), generator=generator)
+    flips = torch.rand(len(part), generator=generator) < 0.5
+    return replace(part, images=crop_and_flip(part.images, offsets, flips, 4))
+
+
+def _tell(loaded: ImageSet, say: Callable[[str], None]) -> None:
+    for note in loaded.notes:
+        say(note)

@@ -1,0 +1,214 @@
+"""What a split's images look like to the network, per group, natural and under the test attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gdro_at.statistics import Statistics, csv_row, log_text, model_norm_sq
+from gdro_at.units import UnitMeans, unit_means
+from gdro_at.weights import GroupRule, RuleState, constants, greedy_weights, step
+from robust_core.attacks import apgd
+from robust_core.attacks.engine import ascend
+from robust_core.attacks.objectives import cross_entropy
+from robust_core.data import ImageSet
+from robust_core.models import FrozenView
+from robust_core.randomness import generator_for
+
+__all__ = ["GroupFigures", "TestAttack", "attacked_logits", "group_figures", "published_row"]
+
+Prepare = Callable[[Tensor], Tensor]
+APGD_STEPS = 100
+
+
+@dataclass(frozen=True)
+class TestAttack:
+    """The attack of ``--test-type``: ``erm`` none, ``pgd`` ten steps of cross-entropy, ``AA`` APGD on it.
+
+    The published "AA" is APGD-CE alone, which is what this is; no figure of it is called AutoAttack's. ``eps`` in
+    pixels of [0, 1]; PGD starts uniformly in ``+-start`` (None: ``eps``; officially 0.0001), unclipped where ``start``
+    is given.
+    """
+
+    __test__ = False  # no test, whatever pytest makes of the name
+
+    kind: str
+    eps: float
+    steps: int = 10
+    step_size: float | None = None
+    start: float | None = None
+
+    def __call__(self, view: FrozenView, images: Tensor, labels: Tensor, draw: Tensor) -> Tensor:
+        """Return attacked images; ``draw`` are numbers in [0, 1), shaped as the images."""
+        if self.kind == "erm":
+            return images
+        if self.kind == "AA":
+            return apgd(view, images, labels, eps=self.eps, steps=APGD_STEPS, start=self._start(images, draw))
+        return ascend(
+            view,
+            images,
+            labels,
+            start=self._start(images, draw),
+            eps=self.eps,
+            step_size=self.eps / 4 if self.step_size is None else self.step_size,
+            steps=self.steps,
+            objective=cross_entropy,
+        )
+
+    def _start(self, images: Tensor, draw: Tensor) -> Tensor:
+        noise = 2.0 * draw - 1.0
+        if self.start is not None:
+            return images + self.start * noise
+        return (images + self.eps * noise).clamp(0.0, 1.0)
+
+
+class _Logits(NamedTuple):
+    natural: Tensor
+    attacked: Tensor
+
+
+def attacked_logits(
+    model: nn.Module,
+    data: ImageSet,
+    attack: TestAttack,
+    *,
+    seed: int,
+    batch_size: int = 128,
+    prepare: Prepare | None = None,
+) -> _Logits:
+    """Return natural and attacked logits ``(N, classes)`` of all images, in evaluation mode.
+
+    The random start depends on the seed and the image's index only. ``prepare`` is applied to the images before
+    anything else sees them (the published normalisation of COVID's).
+    """
+    view = FrozenView(model)
+    natural, attacked = [], []
+    for start in range(0, len(data), batch_size):
+        rows = torch.arange(start, min(start + batch_size, len(data)))
+        images = data.pixels(rows)
+        images = images if prepare is None else prepare(images)
+        labels = data.labels[rows.to(data.labels.device)]
+        draw = torch.stack([_draw(seed, int(index), images) for index in data.indices[rows]])
+        with torch.no_grad():
+            natural.append(view(images))
+            if attack.kind != "erm":
+                attacked.append(view(attack(view, images, labels, draw)))
+    plain = torch.cat(natural)
+    return _Logits(plain, torch.cat(attacked) if attacked else plain)
+
+
+def _draw(seed: int, index: int, images: Tensor) -> Tensor:
+    generator = generator_for(seed, "test attack", index)
+    return torch.rand(images.shape[1:], generator=generator).to(images)
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """Accuracies of one split: per group ``(G,)`` (NaN without images) and overall, natural and attacked.
+
+    ``loss`` is the mean attacked loss, or that of the worst groups (:func:`group_figures`).
+    """
+
+    natural: Tensor
+    attacked: Tensor
+    natural_average: float
+    attacked_average: float
+    loss: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the figures by name; a group without images has none, and the worst is taken of the others."""
+        found = {
+            "natural_accuracy": self.natural_average,
+            "attacked_accuracy": self.attacked_average,
+            "natural_worst_group": _worst(self.natural),
+            "attacked_worst_group": _worst(self.attacked),
+            "validation_loss": self.loss,
+        }
+        for kind, values in (("natural", self.natural), ("attacked", self.attacked)):
+            for group, value in enumerate(values.tolist()):
+                if value == value:
+                    found[f"{kind}_accuracy_group:{group}"] = value
+        return found
+
+
+def _worst(accuracies: Tensor) -> float:
+    return float(accuracies[~accuracies.isnan()].min())
+
+
+def group_figures(logits: _Logits, data: ImageSet, *, worst_share: float | None = None) -> GroupFigures:
+    """Return the figures of a split; ``worst_share``: ``loss`` is that of the worst share of the data, by groups."""
+    groups, count = _groups_of(data)
+    labels = data.labels
+    natural = (logits.natural.argmax(dim=1) == labels).float()
+    attacked = (logits.attacked.argmax(dim=1) == labels).float()
+    losses = F.cross_entropy(logits.attacked, labels, reduction="none")
+    means = unit_means([natural, attacked, losses], groups, count)
+    counts = means[0].counts
+    absent = torch.where(counts > 0, 0.0, torch.nan)
+    loss = losses.mean()
+    if worst_share is not None:
+        weights = greedy_weights(means[2].means, counts / counts.sum(), alpha=worst_share)
+        loss = (weights * means[2].means).sum()
+    return GroupFigures(
+        natural=means[0].means + absent,
+        attacked=means[1].means + absent,
+        natural_average=float(natural.mean()),
+        attacked_average=float(attacked.mean()),
+        loss=float(loss),
+    )
+
+
+def _groups_of(data: ImageSet) -> tuple[Tensor, int]:
+    if data.groups is None or data.info.groups is None:
+        return data.labels, data.info.num_classes
+    return data.groups, len(data.info.groups)
+
+
+def published_row(
+    model: nn.Module,
+    logits: _Logits,
+    data: ImageSet,
+    rule: GroupRule | None,
+    *,
+    epoch: int,
+    batch_size: int,
+    weight_decay: float,
+) -> dict[str, Any]:
+    """Return the row and the text that the published code logs of a split, from its attacked logits.
+
+    ``rule`` weighs groups while the batches of ``batch_size`` pass, as published (its adjustment is 0 here); None is
+    the plain mean. The logged loss depends on the order of the data; accuracies do not.
+    """
+    groups, count = _groups_of(data)
+    plain = GroupRule(
+        training_counts=tuple(torch.bincount(groups, minlength=count).tolist()), weighting="mean"
+    )
+    rule = plain if rule is None else rule
+    state = RuleState.start(rule, device=data.labels.device)
+    statistics = Statistics.start(count, device=data.labels.device)
+    batches = torch.arange(len(data), device=data.labels.device).split(batch_size)
+    for rows in batches:
+        labels = data.labels[rows]
+        losses = F.cross_entropy(logits.attacked[rows], labels, reduction="none")
+        hits = (logits.attacked[rows].argmax(dim=1) == labels).float()
+        natural, right = unit_means([losses, hits], groups[rows], count)
+        taken = step(rule, state, natural)
+        state = taken.state
+        used = UnitMeans(natural.means + taken.shift, natural.counts)
+        statistics = statistics.updated(used, right.means, taken.natural_weights, taken.actual)
+    fixed = constants(rule, state.average.dtype, state.average.device)
+    names = data.info.groups or data.info.classes
+    row = csv_row(
+        epoch,
+        len(batches) - 1,
+        statistics,
+        state.average,
+        norm_sq=model_norm_sq(model.parameters()),
+        weight_decay=weight_decay,
+    )
+    return {"row": row, "text": log_text(statistics, state, state.average + fixed.reference, names)}

@@ -1,0 +1,1 @@
+"""Does GDRO-AT reach what its abstract claims where everything can be known: ``python -m benchmarks.convex``."""

@@ -1,0 +1,152 @@
+"""The group weights of GDRO-AT, corrected and official, as pure functions of numpy arrays ``(..., K)``.
+
+They mirror ``gdro_at.weights``. Every rule is one pattern, :func:`step_weights`: multiply, clip, multiply once more,
+bring back to sum 1; :class:`WeightRule` says which parts of it a rule uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "CORRECTED",
+    "RULES",
+    "Bounds",
+    "WeightRule",
+    "normalised",
+    "official_adversarial",
+    "official_natural",
+    "projected",
+    "step_weights",
+]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the largest weight of a group; the simplex is ``Bounds(0, 1)``."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around_uniform(cls, groups: int, kappa: float) -> Bounds:
+        """Return ``(1 - kappa)/K`` and ``(1 + kappa)/K``."""
+        return cls((1 - kappa) / groups, (1 + kappa) / groups)
+
+
+def normalised(weights: Array) -> Array:
+    """Return weights that sum to 1."""
+    total: Array = weights.sum(-1, keepdims=True)
+    return weights / total
+
+
+def projected(weights: Array, bounds: Bounds) -> Array:
+    """Return the Kullback-Leibler projection of positive weights on ``{sum 1, low <= q_k <= high}``.
+
+    That is ``clip(s q_k, low, high)`` for the one scale ``s`` that gives sum 1 (fair_baselines.md, section 2). The
+    sum is linear in s between the scales at which a weight meets a bound, so s is found there without iterating.
+    """
+    # (K, B): sums over K are then quick
+    flat = np.ascontiguousarray(weights.reshape(-1, weights.shape[-1]).T)
+    corners = np.concatenate([bounds.low / flat, bounds.high / flat])
+    sums = np.clip(corners[:, None] * flat, bounds.low, bounds.high).sum(1)
+    below, above = sums <= 1, sums >= 1
+    s_low, f_low = np.where(below, corners, -np.inf).max(0), np.where(below, sums, -np.inf).max(0)
+    s_high, f_high = np.where(above, corners, np.inf).min(0), np.where(above, sums, np.inf).min(0)
+    rise = np.where(f_high > f_low, f_high - f_low, 1.0)
+    scale = s_low + (1 - f_low) * (s_high - s_low) / rise
+    found: Array = np.clip(scale * flat, bounds.low, bounds.high).T.reshape(weights.shape)
+    return found
+
+
+def step_weights(
+    weights: Array, before: Array | float, after: Array | float, clip: Bounds | None, bounds: Bounds | None
+) -> Array:
+    """Return ``P(clip(w exp(before)) exp(after))``, the pattern of all rules.
+
+    ``clip`` bounds each weight where it stands, without regard to the sum; P is the projection on ``bounds``, or
+    division by the sum without them.
+    """
+    moved = weights * np.exp(before)
+    if clip is not None:
+        moved = np.clip(moved, clip.low, clip.high)
+    moved = moved * np.exp(after)
+    return normalised(moved) if bounds is None else projected(moved, bounds)
+
+
+def official_natural(weights: Array, losses: Array, means: Array, eta: float, clip: Bounds | None) -> Array:
+    """Return the official natural weights with ``--train_grad`` and C = 0 (golden README, "Natural update").
+
+    ``means`` are the running means of ``losses`` since the last reset, this batch included. Right after a reset
+    they equal the losses, which is the published second form. The last factor comes after the clip.
+    """
+    return step_weights(weights, eta * (losses + means), eta * losses, clip, None)
+
+
+def official_adversarial(weights: Array, losses: Array, eta: float, clip: Bounds | None) -> Array:
+    """Return the official adversarial weights: minus sign, clip, division by the sum (golden README, step 5)."""
+    return step_weights(weights, -eta * losses, 0.0, clip, None)
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """One rule for q (natural) and p (adversarial); the defaults are the corrected rule.
+
+    ``times``: 1, or 3 for exponents ``eta (2 L + mean L)``; ``sign`` of p's exponent; ``limits``: ``project``, or
+    ``clip`` (before the last factor of q, before the division of p), or ``none``; ``scale``: c, the factor of the
+    adversarial part ("K": the number of groups); ``p``: ``own``, ``uniform`` (always 1/K) or ``q`` (q's values).
+    """
+
+    name: str
+    times: int = 1
+    sign: int = 1
+    limits: str = "project"
+    scale: str = "1"
+    p: str = "own"
+
+    def factor(self, groups: int) -> float:
+        """Return c."""
+        return float(groups) if self.scale == "K" else float(self.scale)
+
+    def natural(self, q: Array, losses: Array, means: Array, eta: float, bounds: Bounds | None) -> Array:
+        """Return the next q; without ``bounds`` there is nothing to clip or project on."""
+        clip, limit = self._limits(bounds)
+        before = eta * (losses + means) if self.times == 3 else 0.0
+        return step_weights(q, before, eta * losses, clip, limit)
+
+    def adversarial(self, p: Array, q: Array, losses: Array, eta: float, bounds: Bounds | None) -> Array:
+        """Return the next p, given the next q."""
+        if self.p == "uniform":
+            return np.full_like(p, 1 / p.shape[-1])
+        if self.p == "q":
+            return q
+        clip, limit = self._limits(bounds)
+        return step_weights(p, self.sign * eta * losses, 0.0, clip, limit)
+
+    def _limits(self, bounds: Bounds | None) -> tuple[Bounds | None, Bounds | None]:
+        return (
+            bounds if self.limits == "clip" else None,
+            bounds if self.limits == "project" else None,
+        )
+
+
+CORRECTED = WeightRule("corrected")
+RULES: tuple[WeightRule, ...] = (
+    CORRECTED,
+    WeightRule("official", times=3, sign=-1, limits="clip", scale="4"),
+    WeightRule("official, plus sign", times=3, limits="clip", scale="4"),
+    WeightRule("minus sign", sign=-1),
+    WeightRule("three multiplications", times=3),
+    WeightRule("clip before the last multiplication", limits="clip"),
+    WeightRule("c = K", scale="K"),
+    WeightRule("p = 1/K", p="uniform"),
+    WeightRule("q = p", p="q"),
+    WeightRule("no bound", limits="none"),
+)
+"""Corrected, official (and official but for its sign), the corrected rule with one change (fair_baselines.md, 2)."""

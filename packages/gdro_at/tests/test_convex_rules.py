@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from benchmarks.convex.weights import RULES, Bounds, projected
+
 from gdro_at.units import UnitMeans
 from gdro_at.weights import OFFICIAL_AXES, GroupRule, RuleState, kl_projection, step
 

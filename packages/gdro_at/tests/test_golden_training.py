@@ -16,8 +16,9 @@ from gdro_at.units import unit_means
 from gdro_at.weighted import GroupWeighted
 from gdro_at.weights import OFFICIAL_AXES, GroupRule, RuleState, step
 from robust_core.attacks.engine import ascend
-from robust_core.attacks.objectives import cross_entropy
+from robust_core.attacks.objectives import cross_entropy, kl_to
 from robust_core.data import Batch
+from robust_core.losses import kl_divergence
 from robust_core.models import FrozenView
 from robust_core.training.method import StepContext
 
@@ -127,7 +128,10 @@ def check_rule(method, arrays, prefix, index, tolerance):
     close(statistics.accuracy, arrays[f"{prefix}avg_group_acc"][index], tolerance)
     close(statistics.processed, arrays[f"{prefix}processed_data_counts"][index], 0)
     close(statistics.actual, arrays[f"{prefix}avg_actual_loss"][index], tolerance)
-    for name, value in (("avg_per_sample_loss", statistics.average_loss), ("avg_acc", statistics.average_accuracy)):
+    for name, value in (
+        ("avg_per_sample_loss", statistics.average_loss),
+        ("avg_acc", statistics.average_accuracy),
+    ):
         if f"{prefix}{name}" in arrays:
             close(value, arrays[f"{prefix}{name}"][index], tolerance)
 
@@ -159,6 +163,8 @@ def test_two_steps_of_resnet18(suffix):
             )
             difference = (found - images[index]).numpy() - arrays["delta"][index]
             assert np.abs(difference).max() <= 2e-9
+            losses = attack_losses(method, model, images[index], noise[index])
+            close(losses, arrays[f"{suffix}__attack_losses"][index], 9e-13 * 100)
         else:
             method.attack = Stored(torch.from_numpy(arrays["delta"][index]))
         seen.clear()
@@ -172,6 +178,11 @@ def test_two_steps_of_resnet18(suffix):
         close(seen[-3], arrays[f"{suffix}__logits_nat"][index], tolerance["logits"])
         close(seen[-2], arrays[f"{suffix}__logits_adv"][index], tolerance["logits"])
         close(result.loss, arrays[f"{suffix}__returned_loss"][index], tolerance["loss"])
+        labels = groups[index] // 2
+        natural = nn.functional.cross_entropy(seen[-3], labels, reduction="none")
+        close(natural, arrays[f"{suffix}__nat_loss"][index], tolerance["loss"])
+        robust = float(arrays["beta"]) * kl_divergence(seen[-1], seen[-2])
+        close(robust, arrays[f"{suffix}__rob_loss"][index], 1e-10 if double else 2e-2)
         check_rule(method, arrays, f"{suffix}__", index, tolerance["rule"])
         norms = torch.stack([gradient.norm() for gradient in gradients])
         close(norms, arrays[f"{suffix}__grad_norms"][index], tolerance["gradient"])
@@ -192,6 +203,25 @@ def test_two_steps_of_resnet18(suffix):
                 wanted = arrays[f"{suffix}__{name}_running_{kind}"][index]
                 close(after[f"{layer}.running_{kind}"], wanted, tolerance["loss"])
         assert after["bn1.num_batches_tracked"] == arrays[f"{suffix}__num_batches_tracked"][index]
+
+
+def attack_losses(method, model, images, noise):
+    """Return the objective before each step, summed over the images."""
+    view = FrozenView(model.eval())
+    objective, visited = kl_to(view(images).detach()), []
+    attack, labels = method.attack, torch.zeros(len(images), dtype=torch.int64)
+    ascend(
+        view,
+        images,
+        labels,
+        start=attack.begin(images, noise),
+        eps=attack.eps,
+        step_size=attack.step,
+        steps=attack.steps,
+        objective=objective,
+        visit=lambda iterate: visited.append(objective(view(iterate), labels).detach().sum()),
+    )
+    return torch.stack(visited[:-1])
 
 
 def flat(tensors):

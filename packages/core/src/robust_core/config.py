@@ -108,6 +108,11 @@ class RunConfig:
         return asdict(self)
 
     @property
+    def evaluates_epochs(self) -> bool:
+        """Whether validation images are looked at after each epoch."""
+        return self.curve_images > 0 or self.selects_best
+
+    @property
     def selects_best(self) -> bool:
         """Whether the best network on the validation images is evaluated at the end, not the last."""
         return self.selection == "best"

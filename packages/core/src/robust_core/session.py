@@ -234,7 +234,7 @@ def _hooks(
 ) -> Hooks:
     scalar = _tensorboard(run.path) if config.tensorboard else None
     export = plan.export(config, run.path)
-    if validation is None or (config.curve_images == 0 and not config.selects_best):
+    if validation is None or not config.evaluates_epochs:
         return Hooks(export=export, scalar=scalar)
     return Hooks(
         evaluate=lambda model: plan.validate(config, model, validation, machine),

@@ -1,9 +1,9 @@
-"""What ``run_expt.py`` refuses before any data is read, and what it warns of."""
+"""What ``run_expt.py`` refuses before any data is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 from robust_core.config import expect
 from robust_core.errors import UserError
@@ -11,7 +11,7 @@ from robust_core.errors import UserError
 if TYPE_CHECKING:
     from gdro_at.config import GdroConfig
 
-__all__ = ["check_combinations", "check_names", "check_numbers", "idle_settings"]
+__all__ = ["check_combinations", "check_names", "check_numbers"]
 
 
 def check_names(config: GdroConfig) -> None:
@@ -44,16 +44,22 @@ def check_names(config: GdroConfig) -> None:
 
 def check_numbers(config: GdroConfig) -> None:
     """Refuse numbers out of their range."""
-    positive = ("beta", "eta", "limit_eps", "robust_step_size", "gamma")
-    for name in positive:
+    for name in ("beta", "eta", "limit_eps", "robust_step_size", "lr_tau", "random_init", "l2_norm"):
         value = getattr(config, name)
-        expect(0.0 <= value < float("inf"), name, value, "a number of 0 or more")
+        expect(value is None or 0.0 <= value < math.inf, name, value, "a number of 0 or more")
+    for name in ("lamda", "tau", "alpha_"):
+        value = getattr(config, name)
+        expect(value is None or 0.0 < value < math.inf, name, value, "a number above 0")
+    for name in ("gamma", "minimum_variational_weight", "test_epsilon", "minority_fraction"):
+        value = getattr(config, name)
+        expect(value is None or 0.0 <= value <= 1.0, name, value, "a number from 0 to 1")
     for name in ("fraction", "alpha"):
         value = getattr(config, name)
         expect(0.0 < value <= 1.0, name, value, "a share above 0, at most 1")
     expect(0.0 < config.val_fraction < 1.0, "val_fraction", config.val_fraction, "a share between 0 and 1")
     expect(config.log_every >= 1, "log_every", config.log_every, "at least 1")
     expect(config.save_step >= 1, "save_step", config.save_step, "at least 1")
+    expect(config.combine_epochs >= 1, "combine_epochs", config.combine_epochs, "at least 1")
     expect(
         config.image_size >= 32 and config.image_size % 32 == 0,
         "image_size",
@@ -62,6 +68,7 @@ def check_numbers(config: GdroConfig) -> None:
     )
     for name in (
         "workers",
+        "validation_images",
         "suite_images",
         "sweep_images",
         "natural_steps",
@@ -72,11 +79,12 @@ def check_numbers(config: GdroConfig) -> None:
         expect(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
     expect(config.clmin < config.clmax, "clmin", config.clmin, f"less than --clmax {config.clmax}")
     if config.imbalance_ratio is not None:
-        expect(config.imbalance_ratio >= 1.0, "imbalance_ratio", config.imbalance_ratio, "1 or more")
-    if config.minority_fraction is not None:
         expect(
-            0.0 <= config.minority_fraction <= 1.0, "minority_fraction", config.minority_fraction, "a share"
+            1.0 <= config.imbalance_ratio < math.inf, "imbalance_ratio", config.imbalance_ratio, "1 or more"
         )
+    for name in ("name_index", "log_dir_text"):
+        value = getattr(config, name)
+        expect("/" not in value, name, value, "a part of a file's name, without a folder (see --log-dir)")
     _ = config.adjustments
 
 
@@ -98,18 +106,25 @@ def check_combinations(config: GdroConfig) -> None:
             raise UserError(
                 f"--{what} needs the weights of a trained network; name them with --pth-name FILE."
             )
+    if config.warm_start and config.pretrained:
+        raise UserError("--warm-start and --pretrained both say what to begin with; leave one out.")
     if config.train_from_scratch and config.pretrained:
         raise UserError("--train-from-scratch and --pretrained contradict each other; leave one out.")
-    if config.trades_new and config.train_type != "trades" and config.robust:
-        raise UserError(
-            f"--trades-new gives the KL term of --train-type trades its own weights, but the type is "
-            f"{config.train_type}; take trades, or leave the flag out."
-        )
     ruled = config.train_type in ("erm", "pgd", "trades")
     if config.pixels == "official" and config.dataset == "Covid" and not ruled:
         raise UserError(
             f"--pixels official normalises COVID's images before the attack, which --train-type {config.train_type} "
             "does not know; take erm, pgd or trades, or --pixels unit."
+        )
+    if config.pixels == "official" and config.dataset == "Covid" and config.test_type == "AA":
+        raise UserError(
+            "--pixels official normalises COVID's images before the attack, and --test-type AA takes images in [0, 1] "
+            "alone; take pgd, or --pixels unit."
+        )
+    if config.is_combine and config.pixels == "official" and config.dataset == "Covid":
+        raise UserError(
+            "--pixels official normalises COVID's images before the attack, which --is-combine does not know; leave "
+            "one of them out."
         )
     if config.is_combine and config.train_type == "CFA":
         raise UserError(
@@ -118,60 +133,3 @@ def check_combinations(config: GdroConfig) -> None:
         )
     if not config.gpu.isdigit():
         raise UserError(f"--gpu {config.gpu} is not possible; expected the number of one GPU, such as 0.")
-
-
-def idle_settings(config: GdroConfig, given: Mapping[str, Any]) -> list[str]:
-    """Return one warning for each given flag that has no effect on this run."""
-    ruled = config.train_type in ("erm", "pgd", "trades")
-    weighted = ruled and config.robust
-    soft = config.train_type.startswith("uni")
-    always = "it has no effect officially, and none here"
-    trained = (not config.only_test, "nothing is trained")
-    at_defaults = {"clmin": 0.0, "clmax": 1.0, "l2_norm": 0.0}  # what the published commands write out
-    conditions: dict[str, tuple[bool, str]] = {
-        **dict.fromkeys(
-            ("show_progress", "early_stop", "automatic_adjustment", "l2_norm", "n_classes"), (False, always)
-        ),
-        **dict.fromkeys(
-            ("tau", "lr_tau", "lamda", "alpha_"), (soft, "only uni, unitrades and unimart use it")
-        ),
-        **dict.fromkeys(
-            ("limit_nat", "train_grad", "btl", "use_normalized_loss"),
-            (weighted, "it needs --robust and erm, pgd or trades"),
-        ),
-        "robust": (ruled, f"--train-type {config.train_type} has weights of its own"),
-        "trades_new": (config.train_type == "trades", "it is about --train-type trades"),
-        "limit_adv": (config.train_type == "trades" and config.trades_new, "it needs --trades-new"),
-        "minimum_variational_weight": (
-            weighted and config.btl and config.weights == "corrected",
-            "it is about --btl with --weights corrected",
-        ),
-        "alpha": (config.btl, "it is about --btl"),
-        "hinge": (config.train_type in ("erm", "pgd"), "TRADES' natural term is cross-entropy, as published"),
-        "beta": (
-            config.train_type not in ("erm", "pgd", "uni"),
-            f"--train-type {config.train_type} has no KL term",
-        ),
-        "eta": (config.train_type == "WAT", "it is WAT's"),
-        "fair_over": (
-            config.train_type in ("WAT", "CFA", "FAT", "DAFA", "CGD"),
-            f"--train-type {config.train_type} has no units",
-        ),
-        "uniform_term": (config.train_type == "BAT", "it is BAT's"),
-        "warm_start": (config.train_type == "FAT", "it is FAT's"),
-        "combine_epochs": (config.is_combine, "it is about --is-combine"),
-        "epochs": (not config.main_steps and trained[0], "--main-steps or --only-test sets the length"),
-        "minority_fraction": (config.shift_type == "label_shift_step", "it is about -s label_shift_step"),
-        "val_fraction": (config.dataset in ("CIFAR10", "Cifar"), "it is about CIFAR-10"),
-        "metadata": (config.dataset == "table", "it is about -d table"),
-        "checkpoints": (config.zennit_show, "it is about --zennit-show"),
-        "pth_name": (config.only_test or config.resume_weights, "it is about --only-test and --resume"),
-        **dict.fromkeys(
-            ("clmin", "clmax"), (config.train_type == "pgd", "its attack keeps to [0, 1], as published")
-        ),
-    }
-    return [
-        f"warning: --{name.replace('_', '-')} has no effect here: {why}"
-        for name, (used, why) in conditions.items()
-        if name in given and not used and given[name] != at_defaults.get(name)
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -10,8 +11,8 @@ from typing import Any
 
 import torch
 
-from gdro_at.checks import idle_settings
 from gdro_at.config import GdroConfig
+from gdro_at.idle import idle_settings
 from gdro_at.plan import GdroPlan
 from gdro_at.scales import SCALES
 from robust_core.cli import guarded
@@ -67,7 +68,7 @@ PUBLISHED_FLAGS = tuple(
         *("limit_adv", "train_grad", "trades_new", "limit_eps", "robust_step_size"),
     )
 )
-_HIDDEN = ("data", "resume_weights")
+_HIDDEN = ("data", "resume_weights", "curve_images")
 _DATA = {
     "CUB": "waterbirds",
     "CelebA": "celeba",
@@ -79,6 +80,7 @@ _DATA = {
 _PATHS = ("root_dir", "data_dir", "metadata", "cache_dir", "pretrained", "pth_name", "warm_start")
 _REPLACED = {"epochs": ("natural_steps", "main_steps", "schedule")}
 CIFAR_RATE = 0.01
+CGD_STEP = 0.05
 
 EPILOG = """
 The published flags keep their meaning and defaults; what the official code parses and ignores is listed under
@@ -121,10 +123,13 @@ def resolve(given: Mapping[str, Any]) -> tuple[GdroConfig, list[str]]:
         )
         if "lr" in given:
             values["schedule"] = "constant"
+    if given.get("train_type") == "CGD":
+        values["robust_step_size"] = CGD_STEP
     values.update(scale_defaults(SCALES.get(str(given.get("scale", "paper")), {}), given, _REPLACED))
     config = GdroConfig(**{**values, **given})
     config.validate()
-    if torch.cuda.is_available() and config.device == "auto":
+    one_process = "LOCAL_RANK" not in os.environ  # torchrun gives each process a GPU of its own
+    if torch.cuda.is_available() and config.device == "auto" and one_process:
         config = replace(config, device=f"cuda:{config.gpu}")
     config = replace(config, run_dir=config.run_dir or _numbered_folder(config))
     return config, [*notes, *idle_settings(config, given)]
@@ -168,21 +173,21 @@ def run_expt(arguments: Sequence[str] | None = None) -> int:
 
 
 def _draw(given: Mapping[str, Any]) -> int:
-    """Draw the attack saliency of given checkpoints (``--zennit-show``); returns the exit code."""
-    from gdro_at.draw import main
+    """Draw the attack saliency of given checkpoints (``--zennit-show``); returns the exit code.
+
+    ``-d`` and what belongs to it say which images; without it the networks' runs do.
+    """
+    from gdro_at.draw import DrawConfig, run
 
     def body() -> None:
         if not given.get("checkpoints"):
             raise UserError("--zennit-show needs the networks to draw: --checkpoints NAME=PATH NAME=PATH ...")
+        experiment = resolve(given)[0] if "dataset" in given else None
+        names = {"epsilon": "eps", "seed": "seed", "device": "device", "data_dir": "data_dir"}
+        picture = {own: given[name] for name, own in names.items() if name in given}
+        networks = {"model": given["model"]} if "model" in given else {}
+        if experiment is not None:
+            networks["normalize"] = experiment.pixels == "unit"
+        run(DrawConfig(**picture), networks, str(given["checkpoints"]).split(","), experiment)
 
-    if code := guarded(body):
-        return code
-    words = ["--checkpoints", *str(given["checkpoints"]).split(",")]
-    for name, flag in (
-        ("model", "--model"),
-        ("data_dir", "--data-dir"),
-        ("epsilon", "--eps"),
-        ("seed", "--seed"),
-    ):
-        words += [flag, str(given[name])] if name in given else []
-    return main(words)
+    return guarded(body, "the same command begins anew")

@@ -48,7 +48,7 @@ class GdroConfig(ModelOptions):
     use_normalized_loss: bool = option(False, "losses over their sum in the weights", group="weights")
     btl: bool = option(False, "greedy weights of the worst --alpha of the groups", group="weights")
     minimum_variational_weight: float = option(
-        0.0, "--btl: share of the plain mean (ignored with --weights official)", group="weights"
+        0.0, "--btl: share of the plain mean (ignored with --official)", group="weights"
     )
     hinge: bool = option(False, "hinge loss instead of cross-entropy (two classes)", group="method")
     weights: str = option(
@@ -167,6 +167,11 @@ class GdroConfig(ModelOptions):
         kind="fraction",
         group="evaluation",
     )
+    validation_images: int = option(
+        0,
+        "validation images that an epoch's end looks at, as many of each group (0: all)",
+        group="evaluation",
+    )
     suite_images: int = option(
         0, "test images for the suite: binary-aa (two classes) or AutoAttack (0: none)", group="evaluation"
     )
@@ -198,10 +203,14 @@ class GdroConfig(ModelOptions):
             )
         return values
 
+    def step_within(self, eps: float) -> float:
+        """Return the step of an attack of budget ``eps``: a quarter of it, or ``--step-size`` in its own proportion."""
+        return eps * self.step_size / self.epsilon if self.step_size and self.epsilon else eps / 4
+
     @property
-    def attack_step(self) -> float:
-        """The training attack's step."""
-        return self.step_size or self.epsilon / 4
+    def evaluation_batch_size(self) -> int:
+        """Images per batch of evaluations: photographs are fifty times as large as drawn images."""
+        return 32 if self.dataset in ("CUB", "CelebA", "Covid", "table") else super().evaluation_batch_size
 
     @property
     def natural_forwards(self) -> int:
@@ -246,6 +255,11 @@ class GdroConfig(ModelOptions):
         check_name(self.model)
 
     @property
+    def evaluates_epochs(self) -> bool:
+        """Whether validation images are looked at after each epoch: always."""
+        return True
+
+    @property
     def selects_best(self) -> bool:
         """Whether the best network on the validation split is tested, not the last."""
         return self.selection != "last" and not self.only_test
@@ -267,7 +281,7 @@ class GdroConfig(ModelOptions):
             f"one number, or one for each of the {groups} groups",
         )
         expect(
-            self.class_num in (0, groups),
+            self.class_num in (0, groups) or self.train_type not in ("WAT", "CFA", "FAT"),
             "class_num",
             self.class_num,
             f"the {groups} groups of the data, or no such flag",

@@ -32,6 +32,7 @@ from robust_core.data.listed import read_listed
 from robust_core.data.table import SPLITS, ImageTable
 from robust_core.data.transforms import Pipeline, published_pipeline
 from robust_core.data.waterbirds import read_waterbirds
+from robust_core.errors import UserError
 from robust_core.randomness import generator_for
 from robust_core.run_data import Data, Say
 
@@ -73,7 +74,8 @@ def read_table(config: GdroConfig) -> ImageTable:
     elif config.dataset == "CelebA":
         table = read_celeba(root, target, names)
     elif config.dataset == "Covid":
-        table = read_covid(root, official=config.official, seed=config.seed)
+        target, names = target or "Covid", names if config.confounder_names else ("hospital",)
+        table = read_covid(root, target, names, official=config.official, seed=config.seed)
     else:
         table = read_listed(config.metadata or "", target, names, root=root)
     if config.fraction < 1.0:
@@ -111,7 +113,24 @@ def _tables(config: GdroConfig, say: Say) -> Data:
         )
         _tell(loaded, say)
         parts.append(loaded)
+    if config.skip_unreadable:
+        for part in parts:
+            _check_left(part, say)
     return parts[0], parts[1], parts[2]
+
+
+def _check_left(part: ImageSet, say: Say) -> None:
+    """Refuse training images, and tell of others, that leave a group without any, once unreadable ones are left out."""
+    names = part.info.groups or ()
+    counts = torch.bincount(part.groups if part.groups is not None else part.labels, minlength=len(names))
+    absent = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    if absent and part.split == "train":
+        raise UserError(
+            f"No readable training image of {' and '.join(map(repr, absent))} is left; repair some of them, or choose "
+            "another target or confounder."
+        )
+    if absent:
+        say(f"{part.info.title}: no readable {part.split} image of {' and '.join(map(repr, absent))}")
 
 
 def _shapes(config: GdroConfig, say: Say) -> Data:
@@ -151,13 +170,18 @@ def _cifar(config: GdroConfig, say: Say) -> Data:
     train, validation, test = (
         with_classes_as_groups(part, official=official) for part in (train, validation, test)
     )
+    if shifted and not len(validation):
+        raise UserError(
+            f"--val-fraction {config.val_fraction} leaves none of {len(whole)} images for validation; take a larger "
+            "share."
+        )
     # officially swapped: crop and flip without --augment_data, none with it; and validation and test as training
     augmented = config.augment_data != config.official
     if not augmented:
         train = replace(train, info=replace(train.info, crop_padding=0, flip=False))
     elif config.official:
         validation, test = (_published_random_images(part, config.seed) for part in (validation, test))
-    return train, validation, test
+    return train, validation if len(validation) else None, test
 
 
 def _shift(config: GdroConfig, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gdro_at.config import GdroConfig
 from gdro_at.data import load_groups
 from gdro_at.drawn_networks import Source, common_data, common_run, find_sources, load_network
 from gdro_at.overlays import PUBLISHED_EPS, SALIENCIES, draw_overlays
@@ -22,7 +23,9 @@ __all__ = ["DrawConfig", "chosen_rows", "draw_overlays", "main"]
 
 EPILOG = """
 Example: draw_attack_cam.py --checkpoints ERM=runs/erm GDRO-AT=runs/gdro --layer layer3 --eps 8/255.
-A run directory knows its network and its data; a plain state dict needs --model and --data.
+A run directory knows its network and its data; a plain state dict needs --model and --data, or, for images that
+run_expt.py reads, the flags there:
+run_expt.py --zennit-show -d CelebA -t Blond_Hair -c Male --model NAME --checkpoints A=FILE.
 """
 
 
@@ -84,9 +87,9 @@ def chosen_rows(data: ImageSet, count: int) -> tuple[torch.Tensor, list[str]]:
     return torch.tensor([position for _, _, position in taken]), [names[unit] for _, unit, _ in taken]
 
 
-def _images(config: DrawConfig, sources: Sequence[Source]) -> ImageSet:
-    """Return the split to show: that of the networks' runs, or the one that the flags name."""
-    run = common_run(sources)
+def _images(config: DrawConfig, sources: Sequence[Source], experiment: GdroConfig | None) -> ImageSet:
+    """Return the split to show: that of the experiment, of the networks' runs, or the one that the flags name."""
+    run = common_run(sources) if experiment is None else experiment
     if run is not None:
         train, validation, test = load_groups(run, print)
         found = {"train": train, "validation": validation, "test": test}[config.split]
@@ -97,15 +100,20 @@ def _images(config: DrawConfig, sources: Sequence[Source]) -> ImageSet:
     return load_dataset(name, folder, config.split, log=print)
 
 
-def run(config: DrawConfig, given: Mapping[str, Any], places: Sequence[str]) -> None:
-    """Draw the picture and print its path.
+def run(
+    config: DrawConfig,
+    given: Mapping[str, Any],
+    places: Sequence[str],
+    experiment: GdroConfig | None = None,
+) -> None:
+    """Draw the picture and print its path; ``experiment`` are settings of ``run_expt.py`` that say which images.
 
     Raises:
         UserError: for checkpoints that cannot be shown, data that is not there, or a file that cannot be written.
     """
     config.validate()
     sources = find_sources(places, given)
-    data = _images(config, sources)
+    data = _images(config, sources, experiment)
     positions, names = chosen_rows(data, config.images)
     device = resolve_device(config.device)
     shown = data.subset(positions).to(device)

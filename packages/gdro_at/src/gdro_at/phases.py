@@ -72,7 +72,7 @@ def rule_settings(config: GdroConfig) -> dict[str, Any]:
         "limit_adv": config.limit_adv,
         "limit_eps": config.limit_eps,
         "alpha": config.alpha,
-        "minimum_variational_weight": 0.0 if official else config.minimum_variational_weight,
+        "minimum_variational_weight": 0.0 if config.official else config.minimum_variational_weight,
         "gamma": config.gamma,
         **axes,
     }
@@ -102,9 +102,11 @@ def build_phases(config: GdroConfig, epoch_steps: int) -> list[Phase]:
     phases = []
     if config.natural_steps:
         natural = _weighted(config, "natural", family="erm", rule={"weighting": "mean"})
+        # what natural images do not need is left out, so that the rows of a table share these steps
+        natural = replace(natural, attack=TrainingAttack(config.epsilon), beta=1.0, forwards=1)
         phases.append(Phase("natural", natural, config.natural_steps, constant))
-    if config.train_type == "FAT" and config.warm_start is None:
-        first = 2 * steps // 3
+    if config.train_type == "FAT" and config.warm_start is None and not config.official:
+        first = 2 * steps // 3 if config.main_steps else 2 * config.epochs // 3 * epoch_steps
         warm = _weighted(config, "TRADES", family="trades", rule={"weighting": "mean"})
         phases.append(Phase("warm-up", warm, first, replace(rate)))
         steps -= first
@@ -170,6 +172,7 @@ def _weighted(
         beta=config.beta,
         hinge_loss=config.hinge,
         forwards=config.natural_forwards,
+        batch_size=config.batch_size,
         log_every=config.log_every,
         weight_decay=config.weight_decay,
         normalize=IMAGENET if published_pixels else None,
@@ -179,7 +182,8 @@ def _weighted(
 
 def _soft(config: GdroConfig) -> UDR:
     """Return UDR with the flags that were given; the published code parses and forgets them."""
-    given = {"lamda": config.lamda, "lr_tau": config.lr_tau, "tau": config.tau, "alpha": config.alpha_}
+    alpha = config.step_size or None if config.alpha_ is None else config.alpha_
+    given = {"lamda": config.lamda, "lr_tau": config.lr_tau, "tau": config.tau, "alpha": alpha}
     return UDR(
         config.train_type,
         config.train_type,

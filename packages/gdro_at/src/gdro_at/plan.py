@@ -16,16 +16,23 @@ from gdro_at.networks import build_network
 from gdro_at.phases import IMAGENET, build_phases, method_title, rule_settings
 from gdro_at.run_logs import COUNTS, TEST_ROW, counts_text, write_logs
 from gdro_at.suites import BUDGETS, final_protocol, sweep_protocol
-from gdro_at.validation import TestAttack, attacked_logits, group_figures, published_row
-from gdro_at.weighted import normalized
+from gdro_at.validation import (
+    TestAttack,
+    attacked_logits,
+    cross_entropies,
+    first_of_each_group,
+    group_figures,
+    published_row,
+)
+from gdro_at.weighted import hinge, normalized
 from gdro_at.weights import GroupRule
-from robust_core.data import DatasetInfo, ImageSet
+from robust_core.data import DatasetInfo, ImageSet, steps_per_epoch
 from robust_core.evaluation import Evaluation, Protocol, evaluate
 from robust_core.models import load_weights
 from robust_core.plan import Plan, Session
 from robust_core.run_data import Data, Say
 from robust_core.storage import write_json, write_tensors, write_whole
-from robust_core.training import Machine, Phase
+from robust_core.training import Machine, Phase, RunDirectory
 
 __all__ = ["GdroPlan", "test_attack"]
 
@@ -37,7 +44,8 @@ DOUBLE_IMAGES = 200
 def test_attack(config: GdroConfig) -> TestAttack:
     """Return the attack of ``--test-type``; officially its budget and start are constants."""
     start = PUBLISHED_START if config.official else None
-    return TestAttack(config.test_type, config.test_eps, step_size=config.step_size or None, start=start)
+    step, clip = config.step_within(config.test_eps), (config.clmin, config.clmax)
+    return TestAttack(config.test_type, config.test_eps, step_size=step, start=start, clip=clip)
 
 
 test_attack.__test__ = False  # type: ignore[attr-defined]
@@ -48,7 +56,9 @@ class GdroPlan(Plan[GdroConfig]):
 
     def data(self, config: GdroConfig, say: Say) -> Data:
         """Return training, validation and test images with groups."""
-        return load_groups(config, say)
+        train, validation, test = load_groups(config, say)
+        say(counts_text({"Training Data": train, "Validation Data": validation, "Test Data": test}).rstrip())
+        return train, validation, test
 
     def phases(self, config: GdroConfig, epoch_steps: int) -> list[Phase]:
         """Return the phases of :func:`build_phases`."""
@@ -61,7 +71,8 @@ class GdroPlan(Plan[GdroConfig]):
             UserError: if the weights are not there or of another network.
         """
         inside = config.pixels == "unit"
-        source = config.pth_name if config.resume_weights or config.only_test else config.warm_start
+        donated = config.resume_weights or config.only_test
+        source = config.pth_name if donated else config.warm_start if config.train_type == "FAT" else None
         scratch = config.train_from_scratch or not fresh or bool(source)
         network = build_network(
             config.model,
@@ -80,10 +91,10 @@ class GdroPlan(Plan[GdroConfig]):
         self, config: GdroConfig, model: nn.Module, images: ImageSet, machine: Machine
     ) -> Mapping[str, Any]:
         """Return accuracies per group, natural and under the test attack, and the published row and text."""
-        del machine
+        images = images.to(machine.device)
         if config.is_combine:  # the other half trains the last layer
             _, images = validation_halves(images, config.seed)
-        return self._figures(config, model, images)
+        return self._figures(config, model, first_of_each_group(images, config.validation_images))
 
     def _figures(self, config: GdroConfig, model: nn.Module, images: ImageSet) -> dict[str, Any]:
         logits = attacked_logits(
@@ -95,7 +106,8 @@ class GdroPlan(Plan[GdroConfig]):
             prepare=_preparation(config),
         )
         worst = config.alpha if config.robust else None
-        figures = group_figures(logits, images, worst_share=worst)
+        loss = hinge if config.hinge and config.train_type != "trades" else cross_entropies
+        figures = group_figures(logits, images, worst_share=worst, loss=loss)
         row = published_row(
             model,
             logits,
@@ -104,6 +116,7 @@ class GdroPlan(Plan[GdroConfig]):
             epoch=0,
             batch_size=config.batch_size,
             weight_decay=config.weight_decay,
+            loss=loss,
         )
         return {**figures.as_dict(), **row}
 
@@ -111,8 +124,7 @@ class GdroPlan(Plan[GdroConfig]):
         """Return what writes state dicts of the published names and the published logs after each epoch."""
 
         def write(phase: Phase, epoch: int, model: nn.Module) -> None:
-            del phase
-            number = epoch - 1  # published epochs count from 0
+            number = _published_epoch(RunDirectory.open(folder).record, config, phase, epoch)
             prefix = folder / config.name_index
             if number in (0, 1) or number % config.save_step == 0:
                 write_tensors(Path(f"{prefix}{number}_model.pth"), model.state_dict())
@@ -127,6 +139,10 @@ class GdroPlan(Plan[GdroConfig]):
         config, folder = session.config, session.run.path
         if config.save_best and config.selects_best:
             write_tensors(folder / f"{config.name_index}best_model.pth", session.model.state_dict())
+        if config.save_last and not config.only_test:
+            newest = session.run.checkpoints.latest()
+            if newest is not None:
+                write_tensors(folder / f"{config.name_index}last_model.pth", newest["model"])
         model = session.model.eval()
         images = session.test_set.subset(torch.arange(len(session.test_set))[: config.test_images or None])
         images = images.to(session.machine.device)
@@ -148,10 +164,15 @@ class GdroPlan(Plan[GdroConfig]):
         """Evaluate under the final protocol and the sweep of budgets."""
         config = session.config
         protocol = final_protocol(config, session.test_set.info.num_classes)
+        for flag in ("suite_images", "sweep_images"):
+            if not getattr(config, flag):
+                session.say(f"not run: what --{flag.replace('_', '-')} N asks for (see --help)")
         evaluation = session.evaluate(protocol)
         session.save_gallery(protocol)
+        summary = evaluation.summary()
         found = {
-            "summary": evaluation.summary(),
+            "summary": summary,
+            "average_accuracy": {kind: summary[f"{kind}_accuracy"] for kind in ("natural", "robust")},
             "train_weighted_accuracy": train_weighted(evaluation, session.train_set),
             "sweep": {},
         }
@@ -161,6 +182,14 @@ class GdroPlan(Plan[GdroConfig]):
         if any(member.name == "apgd-margin" for member in protocol.members):
             found["float64"] = _in_double(session, protocol).summary()
         return found
+
+
+def _published_epoch(record: Mapping[str, Any], config: GdroConfig, phase: Phase, epoch: int) -> int:
+    """Return the number, counted from 0 over all phases, of the epoch that ends ``epoch`` epochs into a phase."""
+    names = [entry["name"] for entry in record["phases"]]
+    before: int = sum(entry["steps"] for entry in record["phases"][: names.index(phase.name)])
+    length = steps_per_epoch(record["data"]["train"]["images"], config.batch_size)
+    return (before + epoch * length - 1) // length
 
 
 def _evaluation_rule(config: GdroConfig, images: ImageSet) -> GroupRule | None:

@@ -54,7 +54,8 @@ def write_logs(config: GdroConfig, folder: Path) -> None:
         path = folder / f"{config.name_index}{split}.csv"
         write_whole(path, _csv(csv_columns(groups), content).encode("utf8"))
     letter = "T" if config.only_test else "F"
-    text = _text(config, folder, train, validated, test)
+    rates = {line["epoch"]: line["lr"] for line in lines if line["kind"] == "step"}
+    text = _text(config, folder, train, validated, rates, test)
     write_whole(folder / f"{config.name_index}{letter}{config.log_dir_text}", text.encode("utf8"))
 
 
@@ -85,6 +86,7 @@ def _text(
     folder: Path,
     train: Sequence[Mapping[str, Any]],
     validated: Sequence[Mapping[str, Any]],
+    rates: Mapping[int, float],
     test: Mapping[str, Any] | None,
 ) -> str:
     """Return the text log: the settings, the images per group, then epoch after epoch."""
@@ -92,7 +94,7 @@ def _text(
     text = "\n".join(named) + "\n\n"
     counts = folder / COUNTS
     text += counts.read_text(encoding="utf8") if counts.exists() else ""
-    best = float("-inf")
+    best, phase = float("-inf"), None
     epochs = sorted({line["epoch"] for line in (*train, *validated)})
     for epoch in epochs:
         text += f"\nEpoch [{epoch}]:\nTraining:\n"
@@ -100,7 +102,9 @@ def _text(
         for line in (line for line in validated if line["epoch"] == epoch):
             text += f"\nValidation:\n{line['text']}"
             score = line[config.selection_score]
-            text += f"Current validation accuracy: {score}\n"
+            if line["phase"] != phase:  # the best is sought among the networks of one phase
+                best, phase = float("-inf"), line["phase"]
+            text += f"Current lr: {rates[epoch]:f}\nCurrent validation accuracy: {score}\n"
             if score > best:
                 best = score
                 text += f"Best model saved at epoch {epoch}\n"

@@ -15,8 +15,7 @@ APGD_STEPS = 20
 
 
 def _pgd(config: GdroConfig, eps: float) -> Member:
-    step_size = config.step_size or eps / 4
-    return Member("pgd-10", "pgd", {"eps": eps, "step_size": step_size, "steps": 10})
+    return Member("pgd-10", "pgd", {"eps": eps, "step_size": config.step_within(eps), "steps": 10})
 
 
 def final_protocol(config: GdroConfig, classes: int) -> Protocol:

@@ -20,9 +20,18 @@ from robust_core.data import ImageSet
 from robust_core.models import FrozenView
 from robust_core.randomness import generator_for
 
-__all__ = ["GroupFigures", "TestAttack", "attacked_logits", "group_figures", "published_row"]
+__all__ = [
+    "GroupFigures",
+    "TestAttack",
+    "attacked_logits",
+    "cross_entropies",
+    "first_of_each_group",
+    "group_figures",
+    "published_row",
+]
 
 Prepare = Callable[[Tensor], Tensor]
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
 APGD_STEPS = 100
 
 
@@ -32,7 +41,7 @@ class TestAttack:
 
     The published "AA" is APGD-CE alone, which is what this is; no figure of it is called AutoAttack's. ``eps`` in
     pixels of [0, 1]; PGD starts uniformly in ``+-start`` (None: ``eps``; officially 0.0001), unclipped where ``start``
-    is given.
+    is given, and keeps to the pixels ``clip`` (``--clmin``, ``--clmax``).
     """
 
     __test__ = False  # no test, whatever pytest makes of the name
@@ -42,6 +51,7 @@ class TestAttack:
     steps: int = 10
     step_size: float | None = None
     start: float | None = None
+    clip: tuple[float, float] = (0.0, 1.0)
 
     def __call__(self, view: FrozenView, images: Tensor, labels: Tensor, draw: Tensor) -> Tensor:
         """Return attacked images; ``draw`` are numbers in [0, 1), shaped as the images."""
@@ -49,22 +59,42 @@ class TestAttack:
             return images
         if self.kind == "AA":
             return apgd(view, images, labels, eps=self.eps, steps=APGD_STEPS, start=self._start(images, draw))
-        return ascend(
-            view,
-            images,
+        low, width = self.clip[0], self.clip[1] - self.clip[0]
+        plain = self.clip == (0.0, 1.0)
+        found = ascend(
+            view if plain else lambda points: view(low + width * points),
+            images if plain else (images - low) / width,
             labels,
-            start=self._start(images, draw),
-            eps=self.eps,
-            step_size=self.eps / 4 if self.step_size is None else self.step_size,
+            start=(self._start(images, draw) - low) / width,
+            eps=self.eps / width,
+            step_size=(self.eps / 4 if self.step_size is None else self.step_size) / width,
             steps=self.steps,
             objective=cross_entropy,
         )
+        return found if plain else low + width * found
 
     def _start(self, images: Tensor, draw: Tensor) -> Tensor:
         noise = 2.0 * draw - 1.0
         if self.start is not None:
             return images + self.start * noise
         return (images + self.eps * noise).clamp(0.0, 1.0)
+
+
+def first_of_each_group(images: ImageSet, count: int) -> ImageSet:
+    """Return the first ``count`` images in all, as many of each group (or class), in their order; 0: all of them.
+
+    Splits are shuffled or drawn, so that the first ones are a fair sample of their group. A group that has too few
+    gives what it has.
+    """
+    if not count:
+        return images
+    units = images.labels if images.groups is None else images.groups
+    each = max(1, count // len(images.info.groups or images.info.classes))
+    rank = torch.zeros_like(units)
+    for unit in units.unique():
+        members = units == unit
+        rank[members] = torch.arange(int(members.sum()), device=units.device)
+    return images.subset((rank < each).nonzero().flatten().cpu())
 
 
 class _Logits(NamedTuple):
@@ -140,26 +170,36 @@ def _worst(accuracies: Tensor) -> float:
     return float(accuracies[~accuracies.isnan()].min())
 
 
-def group_figures(logits: _Logits, data: ImageSet, *, worst_share: float | None = None) -> GroupFigures:
-    """Return the figures of a split; ``worst_share``: ``loss`` is that of the worst share of the data, by groups."""
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each image ``(n,)``."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def group_figures(
+    logits: _Logits, data: ImageSet, *, worst_share: float | None = None, loss: ImageLoss = cross_entropies
+) -> GroupFigures:
+    """Return the figures of a split under a loss per image.
+
+    ``worst_share``: the figure ``loss`` is that of the worst share of the data, by groups, not the mean.
+    """
     groups, count = _groups_of(data)
     labels = data.labels
     natural = (logits.natural.argmax(dim=1) == labels).float()
     attacked = (logits.attacked.argmax(dim=1) == labels).float()
-    losses = F.cross_entropy(logits.attacked, labels, reduction="none")
+    losses = loss(logits.attacked, labels)
     means = unit_means([natural, attacked, losses], groups, count)
     counts = means[0].counts
     absent = torch.where(counts > 0, 0.0, torch.nan)
-    loss = losses.mean()
+    total = losses.mean()
     if worst_share is not None:
         weights = greedy_weights(means[2].means, counts / counts.sum(), alpha=worst_share)
-        loss = (weights * means[2].means).sum()
+        total = (weights * means[2].means).sum()
     return GroupFigures(
         natural=means[0].means + absent,
         attacked=means[1].means + absent,
         natural_average=float(natural.mean()),
         attacked_average=float(attacked.mean()),
-        loss=float(loss),
+        loss=float(total),
     )
 
 
@@ -178,6 +218,7 @@ def published_row(
     epoch: int,
     batch_size: int,
     weight_decay: float,
+    loss: ImageLoss = cross_entropies,
 ) -> dict[str, Any]:
     """Return the row and the text that the published code logs of a split, from its attacked logits.
 
@@ -194,7 +235,7 @@ def published_row(
     batches = torch.arange(len(data), device=data.labels.device).split(batch_size)
     for rows in batches:
         labels = data.labels[rows]
-        losses = F.cross_entropy(logits.attacked[rows], labels, reduction="none")
+        losses = loss(logits.attacked[rows], labels)
         hits = (logits.attacked[rows].argmax(dim=1) == labels).float()
         natural, right = unit_means([losses, hits], groups[rows], count)
         taken = step(rule, state, natural)

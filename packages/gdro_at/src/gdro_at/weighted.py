@@ -15,7 +15,7 @@ from gdro_at.method import UnitMethod, accuracy, local_loss
 from gdro_at.statistics import Statistics, csv_row, log_text, model_norm_sq
 from gdro_at.units import UnitMeans, unit_means, weighted_sum
 from gdro_at.weights import GroupRule, RuleState, RuleStep, constants, step
-from robust_core.data import Batch, ImageSet
+from robust_core.data import Batch, ImageSet, steps_per_epoch
 from robust_core.losses import kl_divergence
 from robust_core.training.method import StepContext, StepResult
 
@@ -51,7 +51,8 @@ class GroupWeighted(UnitMethod):
     ``own_weights`` off: L + R as one loss). ``rule`` are the rule's settings without the training counts.
     ``normalize`` (mean, std) is applied before the attack, as published for COVID (``--pixels official``).
     ``forwards`` 2 lets the natural images of TRADES pass twice, as published. Every ``log_every`` batches and at
-    the end of an epoch the published statistics become a record, and start anew.
+    the end of an epoch the published statistics become a record, and start anew; ``batch_size`` is that of whole
+    batches (0: of the first one).
     """
 
     family: str = "trades"
@@ -61,6 +62,7 @@ class GroupWeighted(UnitMethod):
     beta: float = 6.0
     hinge_loss: bool = False
     forwards: int = 1
+    batch_size: int = 0
     log_every: int = 2000
     weight_decay: float = 0.0
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -78,7 +80,7 @@ class GroupWeighted(UnitMethod):
         device = data.labels.device
         self.state = RuleState.start(self.group_rule, device=device)
         self.statistics = Statistics.start(self.units, device=device)
-        self.epoch_steps = -(-len(data) // context.global_size)
+        self.epoch_steps = steps_per_epoch(len(data), self.batch_size or context.global_size)
         known = data.info.groups if self.over == "group" and data.info.groups else data.info.classes
         self.names = tuple(known)
 

@@ -39,8 +39,8 @@ def read_list(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def _members(counts: Sequence[Sequence[int]], places: int = 2) -> Iterator[tuple[int, int, int, int]]:
-    """Yield a number, the split, the label and the place of each image, groups mixed as in a real list."""
+def _members(counts: Sequence[Sequence[int]], places: int = 2) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield number, split, label, place and turn in its group of each image, groups mixed as in a real list."""
     members = [
         (split, *divmod(group, places), turn)
         for split, sizes in enumerate(counts)
@@ -48,15 +48,15 @@ def _members(counts: Sequence[Sequence[int]], places: int = 2) -> Iterator[tuple
         for turn in range(size)
     ]
     members.sort(key=lambda entry: (entry[3], entry[0]))
-    for number, (split, label, place, _) in enumerate(members):
-        yield number, split, label, place
+    for number, (split, label, place, turn) in enumerate(members):
+        yield number, split, label, place, turn
 
 
 def write_waterbirds(root: Path, counts: Sequence[Sequence[int]] = COUNTS) -> Path:
     """Write ``data/waterbird_complete95_forest2water2``; returns ``root``."""
     folder = root / "data" / WATERBIRDS
     rows = []
-    for number, split, label, place in _members(counts):
+    for number, split, label, place, _ in _members(counts):
         name = f"{label:03d}.Species/{number:04d}.jpg"
         write_image(folder / name, label, place, number)
         rows.append(
@@ -70,10 +70,10 @@ def write_waterbirds(root: Path, counts: Sequence[Sequence[int]] = COUNTS) -> Pa
 def write_celeba(root: Path, counts: Sequence[Sequence[int]] = COUNTS) -> Path:
     """Write the two lists of CelebA, in different orders, and ``img_align_celeba``; returns ``root``."""
     faces, partition = [], []
-    for number, split, label, place in _members(counts):
+    for number, split, label, place, turn in _members(counts):
         name = f"{number:06d}.jpg"
         write_image(root / "data/img_align_celeba" / name, label, place, number)
-        young = number % 2
+        young = turn % 2
         faces.append(
             {"image_id": name, "Blond_Hair": 2 * label - 1, "Male": 2 * place - 1, "Young": 2 * young - 1}
         )
@@ -86,7 +86,7 @@ def write_celeba(root: Path, counts: Sequence[Sequence[int]] = COUNTS) -> Path:
 def write_covid_list(root: Path, hospitals: int = 2) -> Path:
     """Write COVID CT as one ``metadata.csv``; returns ``root``."""
     rows = []
-    for number, split, label, hospital in _members([(3,) * 2 * hospitals] * 3, hospitals):
+    for number, split, label, hospital, _ in _members([(3,) * 2 * hospitals] * 3, hospitals):
         name = f"site{hospital}/{number:04d}.png"
         write_image(root / name, label, hospital, number, "PNG")
         rows.append({"filename": name, "label": label, "source_id": hospital, "split": split})

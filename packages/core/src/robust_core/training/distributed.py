@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 Result = TypeVar("Result")
+PATIENCE = timedelta(hours=12)
+"""How long the other processes wait while the first one evaluates."""
 
 
 class Processes:
@@ -67,9 +70,9 @@ def start_processes(device: str) -> Processes:
     if not dist.is_initialized():
         if torch.device(device).type == "cuda":
             torch.cuda.set_device(torch.device(device))
-            dist.init_process_group("nccl")
+            dist.init_process_group("nccl", timeout=PATIENCE)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), world_size)
 
 

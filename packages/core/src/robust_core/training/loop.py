@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -289,8 +290,9 @@ class Training:
             self._log_records([{"kind": "refresh", **ended}] if ended else [], step, epoch)
         figures = self._validate(step, epoch, phase, progress) if self.processes.is_main else {}
         if method is not None and method.watched is not None:
-            watched = figures.get(method.watched, 0.0)
-            method.validated(from_main(watched, self.machine.device, self.processes))
+            watched = from_main(figures.get(method.watched, math.nan), self.machine.device, self.processes)
+            if not math.isnan(watched):  # without validation there is nothing to tell
+                method.validated(watched)
 
     def _validate(self, step: int, epoch: int, phase: Phase, progress: Progress) -> dict[str, Any]:
         """Evaluate, log and select; returns the figures."""

@@ -1,4 +1,5 @@
-"""Every task of the repository: ``nox -s tests|coverage|lint|types|bench|reproduce|reproduce-part|reproduce-ancra``.
+"""Every task of the repository: ``nox -s tests|coverage|lint|types|bench|reproduce|reproduce-part|reproduce-ancra|
+reproduce-gdro-at``.
 
 All sessions share one environment, ``.nox/env``, so that torch is installed once. It grows in layers (run,
 dev, bench): a session asks for what it needs, and a layer that is already there costs nothing. What follows
@@ -164,3 +165,10 @@ def reproduce_ancra(session: nox.Session) -> None:
     """Reproduce ANCRA alone; same arguments as ``reproduce``."""
     environment(session)
     python(session, "-m", "benchmarks.reproduce", "ancra", *_scale(session.posargs), env=PATIENT)
+
+
+@nox.session(name="reproduce-gdro-at")
+def reproduce_gdro_at(session: nox.Session) -> None:
+    """Reproduce GDRO-AT alone; same arguments as ``reproduce``."""
+    environment(session)
+    python(session, "-m", "benchmarks.reproduce", "gdro-at", *_scale(session.posargs), env=PATIENT)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.engine import Reproduction
+from benchmarks.reproduce.group_tables import write_group_tables
 from benchmarks.reproduce.papers import PAPERS, tables_of
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tables import write_tables
@@ -26,7 +27,11 @@ def _parser(paper: Paper) -> argparse.ArgumentParser:
         description="Train, attack and tabulate the rows of a paper. Further flags set what all rows share.",
     )
     parser.add_argument("paper", help=f"{', '.join(PAPERS)} or all")
-    parser.add_argument("--seeds", default="", help="seeds, with commas (default: the scale's)")
+    parser.add_argument(
+        "--seeds",
+        default="",
+        help="N: seeds 1 to N; with commas: just these, such as 1,4 or 4, (default: the scale's)",
+    )
     parser.add_argument(
         "--rows", default="", help=f"rows, with commas: {', '.join(row.name for row in paper.rows)}"
     )
@@ -36,6 +41,9 @@ def _parser(paper: Paper) -> argparse.ArgumentParser:
         default=0,
         help="runs at once, one CPU thread each (default: one per CPU core at scales smoke and demo, else 1)",
     )
+    parser.add_argument(
+        "--all-methods", action="store_true", help="run the rows too that are left out otherwise"
+    )
     parser.add_argument("--force", action="store_true", help="run finished rows again")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of runs and tables")
     parser.add_argument("--results", type=Path, help="results file to continue (default: in the folder)")
@@ -43,10 +51,10 @@ def _parser(paper: Paper) -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(paper: Paper, scale: str, names: str) -> list[Row]:
+def _chosen(paper: Paper, scale: str, names: str, extra: bool) -> list[Row]:
     rows = paper.at(scale)
     if not names:
-        return rows
+        return [row for row in rows if extra or not row.extra]
     known = {row.name: row for row in rows}
     for name in names.split(","):
         if name not in known:
@@ -64,17 +72,28 @@ def _jobs(wanted: int, scale: str, given: Mapping[str, Any]) -> int:
 
 def _seeds(paper: Paper, scale: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(",")) if text else paper.seeds[scale]
+        named = tuple(int(part) for part in text.removesuffix(",").split(",")) if text else paper.seeds[scale]
     except ValueError:
         raise UserError(f"--seeds {text} is no list of whole numbers; write 1,2,3.") from None
+    if not text or "," in text:
+        return named
+    if named[0] < 1:
+        raise UserError(
+            f"--seeds {text} is not possible; expected how many, 1 or more, or a list such as 1,2,3."
+        )
+    return tuple(range(1, named[0] + 1))
 
 
 def reproduce(paper: Paper, given: dict[str, Any]) -> None:
     """Run one paper's rows at the given scale and print its table."""
-    options = {name: given.pop(name) for name in ("seeds", "rows", "jobs", "force", "out", "results")}
+    names = ("seeds", "rows", "all_methods", "jobs", "force", "out", "results")
+    options = {name: given.pop(name) for name in names}
     scale = given.pop("scale", "demo")
     if scale not in SCALES:
         raise unknown_name("scale", scale, SCALES)
+    if paper.absent is not None and (reason := paper.absent(given)):
+        print(f"{paper.name}, {scale}: {reason}")
+        return
     begun = time.perf_counter()
     jobs = _jobs(options["jobs"], scale, given)
     if jobs > 1:
@@ -83,9 +102,10 @@ def reproduce(paper: Paper, given: dict[str, Any]) -> None:
     work = Reproduction(
         paper, scale, folder, given, force=options["force"], results_path=options["results"], jobs=jobs
     )
-    rows = _chosen(paper, scale, options["rows"])
+    rows = _chosen(paper, scale, options["rows"], options["all_methods"])
     results = work.run(rows, _seeds(paper, scale, options["seeds"]))
-    table = write_tables(paper, results, paper.at(scale), folder)
+    write = write_group_tables if paper.pairs else write_tables
+    table = write(paper, results, paper.at(scale), folder)
     print()
     print(table.text())
     print(

@@ -15,7 +15,7 @@ from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tasks import Inquiry, Task, carry_out_all
 from robust_core.config import RunConfig
-from robust_core.data import load_dataset, steps_per_epoch
+from robust_core.data import steps_per_epoch
 from robust_core.evaluation import load_evaluation
 from robust_core.training import RunDirectory
 
@@ -166,10 +166,8 @@ class Reproduction:
         count = config.train_subset
         if not count:
             if config.data not in self._train_images:
-                self._train_images[config.data] = len(
-                    load_dataset(config.data, config.data_dir, "train", log=self.say)
-                )
-            count = self._train_images[config.data] - config.validation
+                self._train_images[config.data] = len(self.paper.plan.data(config, self.say)[0])
+            count = self._train_images[config.data]
         return steps_per_epoch(count, config.batch_size)
 
     def _keys(self, config: RunConfig) -> list[str]:
@@ -197,6 +195,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     places = (
         "run_dir",
         "data_dir",
+        "root_dir",
+        "cache_dir",
         "device",
         "no_cuda",
         "threads",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.reproduce import ancra, part
+from benchmarks.reproduce import ancra, gdro_at, part
 from benchmarks.reproduce.rows import Paper
 
 __all__ = ["PAPERS", "tables_of"]
 
-PAPERS: Mapping[str, Paper] = {"part": part.PAPER, **ancra.PAPERS}
+PAPERS: Mapping[str, Paper] = {"part": part.PAPER, **ancra.PAPERS, **gdro_at.PAPERS}
 """Each table of a paper by its name; further ones of a paper have the paper's name and a dash before their own."""
 
 

@@ -36,7 +36,8 @@ class Entry:
     """One finished run, examined by attacks that know its defence if ``examined`` is not empty (their summary).
 
     ``record`` maps columns to packed booleans, one per test image; ``attacked/COLUMN`` says which images a column
-    is about, where it is not all.
+    is about, where it is not all, and ``group/K`` which are of group K, where the data have groups. ``weighted`` are
+    accuracies (natural, robust) weighted by the training proportions of the groups.
     """
 
     row: str
@@ -51,6 +52,7 @@ class Entry:
     commit: str
     train_seconds: float
     examined: dict[str, Any] = field(default_factory=dict)
+    weighted: dict[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, row: str, seed: int, settings: dict[str, Any], run: RunDirectory, protocol: str) -> Entry:
@@ -62,6 +64,9 @@ class Entry:
             attacked = evaluation.attacked[name]
             if not attacked.all():
                 columns[f"attacked/{name}"] = attacked
+        if evaluation.groups is not None:
+            names = evaluation.group_names or tuple(map(str, range(int(evaluation.groups.max()) + 1)))
+            columns |= {f"group/{place}": evaluation.groups == place for place in range(len(names))}
         examined: dict[str, Any] = {}
         found = load_examination(run.path / ADAPTIVE, evaluation.weights)
         if found is not None:
@@ -81,6 +86,7 @@ class Entry:
             commit=run.record["commit"],
             train_seconds=sum(float(line["seconds"]) for line in run.timings()),
             examined=examined,
+            weighted=_weighted(run.path / "finished.json"),
         )
 
     def bits(self, column: str) -> NDArray[np.bool_] | None:
@@ -95,6 +101,16 @@ class Entry:
         """Return the share of images that were right in a column."""
         bits = self.bits(column)
         return None if bits is None else float(bits.mean())
+
+
+def _weighted(finished: Path) -> dict[str, float | None]:
+    """Return the train-weighted accuracies that a run about groups has found, or none."""
+    if not finished.exists():
+        return {}
+    found: dict[str, float | None] = json.loads(finished.read_text(encoding="utf8")).get(
+        "train_weighted_accuracy", {}
+    )
+    return found
 
 
 def _examined_columns(found: Examination, whole: Evaluation) -> dict[str, NDArray[np.bool_]]:

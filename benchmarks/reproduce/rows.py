@@ -19,7 +19,8 @@ class Row:
 
     ``settings`` are what it changes against the scale's defaults; ``scales`` are those it is run at; ``published``
     maps columns (``natural``, member names) to percentages, absent where none was published; ``seeds`` limit those
-    of the scale (empty: all). A ``cited`` row is shown for its published figures and never run.
+    of the scale (empty: all). A ``cited`` row is shown for its published figures and never run; an ``extra`` one is run
+    when it is named, or with ``--all-methods``.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row:
     published: Mapping[str, float] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     cited: bool = False
+    extra: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Paper:
     are compared with, seed by seed and image by image, in the columns ``compared``; ``reading`` is, per scale, the
     sentence that says what the table can and cannot show. ``network_settings`` decide a run's network besides those
     that all papers share. ``examine(run, sources, scale)`` attacks a finished run with knowledge of its defence, once
-    all rows are trained; ``sources(row, runs)`` are those it may transfer from, by name, of all (row, seed).
+    all rows are trained; ``sources(row, runs)`` are those it may transfer from, by name, of all (row, seed). A paper
+    with ``pairs`` (row, other row) is about groups: its tables show them, and compare just these pairs.
+    ``absent(given)`` says why a table cannot be run with these settings, as where its data are not there ("": it can).
     """
 
     name: str
@@ -59,6 +63,8 @@ class Paper:
     network_settings: tuple[str, ...] = ()
     examine: Callable[[Path, Mapping[str, Path], str], None] | None = None
     sources: Callable[[tuple[str, int], Mapping[tuple[str, int], Path]], Mapping[str, Path]] | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    absent: Callable[[Mapping[str, Any]], str] | None = None
 
     def at(self, scale: str) -> list[Row]:
         """Return the rows of a scale."""

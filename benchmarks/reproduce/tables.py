@@ -27,7 +27,7 @@ from robust_core.reporting import (
 )
 from robust_core.storage import write_json, write_whole
 
-__all__ = ["difference_table", "honesty_table", "main_table", "write_tables"]
+__all__ = ["difference_table", "honesty_table", "main_table", "run_notes", "write_tables"]
 
 
 def interval_of(entries: Sequence[Entry], column: str) -> Interval | None:
@@ -71,11 +71,12 @@ def main_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table:
         cells += [_published(row, name) for name, _ in published]
         lines.append(tuple(cells))
     return Table(
-        tuple(heads), tuple(lines), title=f"{paper.title}, {results.scale}", notes=_notes(paper, results)
+        tuple(heads), tuple(lines), title=f"{paper.title}, {results.scale}", notes=run_notes(paper, results)
     )
 
 
-def _notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
+def run_notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
+    """Return what stands below a main table: how to read it, what was trained and attacked, and where."""
     first = results.entries[0]
     several = any(len(results.of_row(entry.row)) > 1 for entry in results.entries)
     settings, machine = first.settings, first.machine

@@ -103,7 +103,7 @@ def test_transfers_come_from_at_from_trades_and_from_another_seed():
 def test_the_published_tables_are_all_there():
     names = ["ancra", "ancra-cifar100", "ancra-wrn", "ancra-tiny"]
     assert [paper.name for paper in tables_of("ancra", "paper")] == names
-    assert [paper.name for paper in tables_of("all", "demo")] == ["part", "ancra"]
+    assert [paper.name for paper in tables_of("all", "demo")] == ["part", "ancra", "gdro-at"]
     figures = {
         (name, row.name): dict(row.published) for name in names for row in PAPERS[name].rows if row.published
     }

@@ -302,6 +302,7 @@ def test_the_mean_is_that_of_the_points_and_the_running_mean_is_reset(problem):
     assert np.allclose(single[horizons[-1]].q, found[horizons[-1]].q[:, :1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_quick_end_to_end(tmp_path, capsys):
     out, picture = tmp_path / "convex.json", tmp_path / "convex.png"
     assert main(["--quick", "--out", str(out), "--figure", str(picture)]) == 0

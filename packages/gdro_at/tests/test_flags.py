@@ -284,14 +284,15 @@ IDLE = [
     *("--limit_nat", "--limit_adv", "--train_grad", "--btl", "--use_normalized_loss", "--alpha 0.3", "--beta 3"),
     *("--eta 0.5", "--clmin 0.1", "--clmax 0.9", "--minority_fraction 0.3", "--imbalance_ratio 10"),
     *("--val_fraction 0.3", "--class_num 4 --hinge --train_type trades", "--minimum_variational_weight 0.1"),
-    *("--minimum_variational_weight 0.1 --robust --btl", "--pth_name x", "--checkpoints a", "--metadata x.csv"),
+    "--minimum_variational_weight 0.1 --robust --btl --official",
+    *("--pth_name x", "--checkpoints a", "--metadata x.csv"),
     *("--gamma 0.3 --train_type WAT", "--robust_step_size 0.1", "--limit_eps 0.1", "--log_every 3 --train_type WAT"),
     *("--generalization_adjustment 3", "--random_init 0.1", "--attack_iters 3", "--normalize", "--weights corrected"),
     *("--weights_sign plus", "--adv_scale mean", "--weights_sign plus --robust --train_type pgd", "--forwards two"),
     *("--fair_over class", "--combine_epochs 3", "--warm_start x", "--no-uniform-term", "--scheduler --train_type BAT"),
     *("--scheduler --train_type unitrades", "--image_size 64 -d shapes", "--skip_unreadable -d CIFAR10"),
     *("--fraction 0.5 -s label_shift_step -d CIFAR10 --minority_fraction .5 --imbalance_ratio 2",),
-    *("--pretrained x --only_test --pth_name y", "--curve_images 5", "--trades_new --train_type pgd"),
+    *("--pretrained x --only_test --pth_name y", "--trades_new --train_type pgd"),
 ]  # fmt: skip
 
 
@@ -448,7 +449,7 @@ def test_target_and_confounders_must_be_named(expt, missing, flag):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--class_num 3", "--class-num 3 is not possible; expected the 4 groups"),
+        ("--class_num 3 --train_type WAT", "--class-num 3 is not possible; expected the 4 groups"),
         ("--generalization_adjustment 1,2,3", "one number, or one for each of the 4 groups"),
         ("--hinge -d CIFAR10 --validation 10 --root_dir {folders}", "data with two classes"),
     ],
@@ -597,13 +598,15 @@ def test_every_setting_of_a_configuration_survives_its_record():
 
 def test_zennit_show_draws_the_given_checkpoints_and_trains_nothing(expt, monkeypatch, tmp_path):
     called = []
-    monkeypatch.setattr("gdro_at.draw.main", lambda words: called.append(list(words)) or 0)
+    monkeypatch.setattr("gdro_at.draw.run", lambda *arguments: called.append(arguments))
     done = expt(
         *BASE.split(), "--zennit_show", "--checkpoints", "BAT=a.pth", "GDRO=b.pth", "--model", "pre18"
     )
     assert done.code == 0, done.err
-    assert called[0][:3] == ["--checkpoints", "BAT=a.pth", "GDRO=b.pth"]
-    assert "pre18" in called[0]
+    _, networks, places, experiment = called[0]
+    assert places == ["BAT=a.pth", "GDRO=b.pth"]
+    assert networks == {"model": "pre18", "normalize": True}
+    assert experiment.dataset == "CUB"
     assert not any(tmp_path.iterdir())
     done = expt(*BASE.split(), "--zennit_show")
     assert done.code == 2

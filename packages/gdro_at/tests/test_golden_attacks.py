@@ -141,7 +141,7 @@ def stored(file, arrays, attack, steps):
 @pytest.mark.parametrize(
     ("file", "attack"),
     [
-        pytest.param(file, attack, marks=[pytest.mark.slow] if file == PREACT else [])
+        pytest.param(file, attack, marks=[] if (file, attack) == (RESNET, "trades") else [pytest.mark.slow])
         for file, attack in ATTACKS
     ],
 )

@@ -59,6 +59,8 @@ from robust_core.training.method import StepContext
 pytestmark = pytest.mark.golden
 
 PRECISIONS = pytest.mark.parametrize("suffix", ["f32", "f64"])
+# ResNet-18 in float64 takes seconds each time
+STEPS = pytest.mark.parametrize("suffix", ["f32", pytest.param("f64", marks=pytest.mark.slow)])
 RULES = {"f32": 1e-5, "f64": 1e-12}
 LOGITS = {"f32": 1e-4, "f64": 1e-10}
 LOSSES = {"f32": 1e-3, "f64": 1e-10}
@@ -147,7 +149,7 @@ def context():
     )
 
 
-@PRECISIONS
+@STEPS
 def test_wat_step(suffix):
     case = Case("wat.npz", suffix)
     passes = case.passes(case.setting("eps"), case.setting("step"))
@@ -219,7 +221,7 @@ def test_wat_validation(suffix):
         assert not case.expected(name)[3:].any()
 
 
-@PRECISIONS
+@STEPS
 def test_cfa_step(suffix):
     case = Case("cfa.npz", suffix)
     eps = tensor("cfa.npz", "class_eps", suffix)[case.units]
@@ -292,7 +294,7 @@ def test_cfa_weight_averaging(suffix):
         assert int(average.bn1.num_batches_tracked) == arrays[f"{suffix}__fawa_nbt"][epoch]
 
 
-@PRECISIONS
+@STEPS
 def test_dafa_step(suffix):
     case = Case("dafa.npz", suffix)
     weights = tensor("dafa.npz", "class_weights", suffix)[case.labels]
@@ -326,7 +328,7 @@ def test_fat_attack_leaves_the_ball():
     assert np.abs(arrays["delta"]).max() > float(arrays["eps"])
 
 
-@PRECISIONS
+@STEPS
 def test_fat_step(suffix):
     case = Case("fat.npz", suffix)
     factors = official_radius_factors(unit_weights(case, "diff2"))
@@ -371,7 +373,7 @@ def test_fat_shares(suffix):
     close(tensor("fat.npz", "cs_lam2", suffix), arrays[f"{suffix}__cs_diff2"], RULES[suffix])
 
 
-@PRECISIONS
+@STEPS
 def test_fat_validation(suffix):
     arrays = load("fat.npz")
     view = FrozenView(network("fat.npz", suffix))

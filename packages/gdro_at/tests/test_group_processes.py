@@ -23,7 +23,7 @@ CASES = {
     "CFA": ["--train_type", "CFA"],
     "FAT": ["--train_type", "FAT"],
 }
-QUICK = {"official", "corrected"}
+QUICK = ("corrected",)
 
 
 def free_port():
@@ -88,6 +88,7 @@ def test_one_step_is_that_of_one_process(case, birds, tmp_path):
     assert finished(two)["method"] == finished(one)["method"]
 
 
+@pytest.mark.slow
 def test_weights_and_losses_stay_those_of_one_process_over_uneven_batches(birds, tmp_path):
     # 16 images make batches of 5, 5, 5 and 1, which no two processes share evenly
     words = [*WATERBIRDS, birds, *GDRO, *CLOSE, "--batch_size", "5", "--n_epochs", "1", "--log_every", "1"]
@@ -105,6 +106,7 @@ def test_weights_and_losses_stay_those_of_one_process_over_uneven_batches(birds,
         assert [two["row"][name] for name in counts] == [one["row"][name] for name in counts]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_to_the_same_bits(birds, tmp_path):
     words = [
         *WATERBIRDS,

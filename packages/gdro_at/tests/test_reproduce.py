@@ -53,6 +53,7 @@ def table(tmp_path_factory):
     return out / "gdro-at/smoke", words
 
 
+@pytest.mark.slow
 def test_rows_become_tables_with_groups(table):
     folder, _ = table
     entries = json.loads((folder / "results.json").read_text())["entries"]
@@ -79,6 +80,7 @@ def test_rows_become_tables_with_groups(table):
     assert len(json.loads((folder / "table.json").read_text())["tables"]) == 3
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(table, capsys):
     _, words = table
     assert main(words) == 0

@@ -74,6 +74,7 @@ def shell(environment, package, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_published_script_trains_selects_tests_and_logs(shell, birds, tmp_path):
     done = shell("waterbirds.sh", *SHELL, "--epsilon", "0.00196", "--root_dir", birds, "--test_images", "0")
     assert done.returncode == 0, done.stderr
@@ -257,6 +258,8 @@ def test_shapes_with_the_smoke_scale(expt, monkeypatch):
         "--main_steps",
         "3",
         "--train_subset",
+        "0",
+        "--natural_steps",
         "0",
     ]
     done = expt(*words, *GDRO, "--run-dir", "run", "--test_images", "20", "--batch_size", "20")

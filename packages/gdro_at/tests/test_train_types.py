@@ -102,7 +102,7 @@ def test_gdro_at(expt, birds, words):
 
 def group_weights(expt, birds, run, *words):
     shared = ["--n_epochs", "1", "--robust_step_size", "0.5", "--batch_size", "6", "--selection", "last"]
-    shared += ["--curve_images", "0"]
+    shared += ["--validation_images", "4"]
     done = expt(*WATERBIRDS, birds, *GDRO, *shared, "--log_every", "1", "--run-dir", run, *words)
     assert done.code == 0, done.err
     last = metrics(Path(run), "groups")[-1]
@@ -125,6 +125,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 def test_corrected_weights_and_each_single_change_train_differently(expt, birds):
     found = {
         words: group_weights(expt, birds, f"run{number}", "--weights", "corrected", *words.split())
@@ -174,7 +175,7 @@ SMALL_CHANGES = [
 @pytest.mark.parametrize(("words", "around"), SMALL_CHANGES, ids=[case[0] for case in SMALL_CHANGES])
 def test_a_flag_changes_what_is_trained(expt, birds, plain_weights, words, around):
     shared = ["--n_epochs", "2" if "WAT" in around else "1", "--selection", "last"]
-    shared += ["--curve_images", "0", *around.split()]
+    shared += ["--validation_images", "4", *around.split()]
     if around not in plain_weights:
         done = expt(*WATERBIRDS, birds, *shared, "--run-dir", "without")
         assert done.code == 0, done.err

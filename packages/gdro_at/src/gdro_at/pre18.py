@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_core.models import Network, PooledHead
+from robust_core.models.preact import PreActBlock
 
 __all__ = ["PreActResNet18"]
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
-
-
-class _PreActBlock(nn.Module):
-    """Norm and relu before each convolution; a changed shape takes its shortcut behind the first relu."""
-
-    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_planes)
-        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.shortcut: nn.Module | None = None
-        if stride != 1 or in_planes != planes:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(x), inplace=True)
-        shortcut = x if self.shortcut is None else self.shortcut(out)
-        out = self.conv2(F.relu(self.bn2(self.conv1(out)), inplace=True))
-        out += shortcut
-        return cast(Tensor, out)
 
 
 class PreActResNet18(Network):
@@ -61,7 +40,7 @@ class PreActResNet18(Network):
         in_planes = 64
         for stage, planes in zip(_STAGES, (64, 128, 256, 512), strict=True):
             stride = 1 if stage == "layer1" else 2
-            blocks = (_PreActBlock(in_planes, planes, stride), _PreActBlock(planes, planes, 1))
+            blocks = (PreActBlock(in_planes, planes, stride), PreActBlock(planes, planes, 1))
             self.add_module(stage, nn.Sequential(*blocks))
             in_planes = planes
         self.linear = nn.Linear(in_planes, num_classes)

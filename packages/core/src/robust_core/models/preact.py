@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from robust_core.models.network import Network, PooledHead
 from robust_core.models.pointwise import pointwise
 
-__all__ = ["PreActResNet"]
+__all__ = ["PreActBlock", "PreActResNet"]
 
 _POOL = 4
 
 
-class _PreActBlock(nn.Module):
+class PreActBlock(nn.Module):
     """Norm and relu before each convolution; a changed shape takes its shortcut behind the first relu."""
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
@@ -65,7 +65,7 @@ class PreActResNet(Network):
 
     @staticmethod
     def _stage(in_planes: int, planes: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(_PreActBlock(in_planes, planes, stride), _PreActBlock(planes, planes, 1))
+        return nn.Sequential(PreActBlock(in_planes, planes, stride), PreActBlock(planes, planes, 1))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the last stage's output ``(N, K, h, w)`` before the final norm; 4x4 at 32 pixels."""

@@ -30,6 +30,7 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(pointwise(in_planes, planes, stride))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's sum, before any norm."""
         out = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv2(F.relu(self.bn2(self.conv1(out)), inplace=True))

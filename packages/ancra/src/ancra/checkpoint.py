@@ -25,9 +25,9 @@ from ancra.scripts import canonical
 from robust_core.config import expect, option, option_names
 from robust_core.data import DatasetInfo, ImageSet, load_dataset
 from robust_core.errors import UserError
-from robust_core.models import Network, check_model_name, load_state, read_state_dict
+from robust_core.models import Network, check_model_name, load_state
 from robust_core.models.resnet import ResNet
-from robust_core.models.weights import read_plain
+from robust_core.models.weights import read_evaluated_state
 from robust_core.training import RunDirectory
 from robust_core.training.checkpoint import CheckpointStore
 from robust_core.training.machine import resolve_device
@@ -153,7 +153,7 @@ def load_subject(
             f"--num-classes {config.num_classes} contradicts {info.name}, which has {info.num_classes}; leave it out, "
             "or name the dataset that the network was trained on."
         )
-    network = _network(settings, info, _read_state(weights), weights)
+    network = _network(settings, info, read_evaluated_state(weights), weights)
     name = _method_name(run) if run else ("plain" if settings["attention"] == "none" else "ANCRA")
     return Subject(network.to(device), images, weights, folder, name, settings, run, device)
 
@@ -192,16 +192,6 @@ def _chosen(folder: Path, run: Mapping[str, Any]) -> Path | None:
     if run.get("selection") == "last" and (step := CheckpointStore(folder / "checkpoints").latest_step()):
         return folder / "checkpoints" / f"step-{step:08d}.pt"
     return None
-
-
-def _read_state(file: Path) -> Mapping[str, Tensor]:
-    """Return the state dict in a file; of a run's checkpoint the average of the weights if it keeps one."""
-    content = read_plain(file)
-    average = content.get("average") if isinstance(content, dict) else None
-    if isinstance(average, dict) and isinstance(average.get("weights"), dict):
-        weights: dict[str, Tensor] = average["weights"]
-        return weights
-    return read_state_dict(file)
 
 
 def _run_config(folder: Path) -> Mapping[str, Any]:
@@ -285,7 +275,7 @@ def load_sources(places: str, like: Subject, *, say: Say = print) -> dict[str, N
 def load_source(place: str, like: Subject, *, say: Say = print) -> Network:
     """Return the network at one place, as :func:`load_sources` does."""
     weights, _, run = find_weights(place, flag="--transfer-from", say=say)
-    state = _read_state(weights)
+    state = read_evaluated_state(weights)
     if run and run.get("data") != like.settings["data"]:
         raise UserError(
             f"--transfer-from {place} was trained on {run.get('data')}, this network on {like.settings['data']}; name "

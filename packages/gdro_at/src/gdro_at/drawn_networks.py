@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from gdro_at.config import GdroConfig
 from gdro_at.networks import build_network, check_name
 from robust_core.config import config_from_dict
 from robust_core.data import DatasetInfo
 from robust_core.errors import UserError
-from robust_core.models import Network, load_state, read_state_dict
-from robust_core.models.weights import read_plain
+from robust_core.models import Network, load_state
+from robust_core.models.weights import read_evaluated_state
 from robust_core.training import RunDirectory
 
 __all__ = ["Source", "common_data", "common_run", "find_sources", "load_network"]
@@ -112,7 +110,7 @@ def load_network(source: Source, info: DatasetInfo) -> Network:
         std=info.std if normalized else None,
         seed=0,
     )
-    load_state(network, _read_state(source.weights), source=str(source.weights))
+    load_state(network, read_evaluated_state(source.weights), source=str(source.weights))
     return network.eval()
 
 
@@ -165,13 +163,3 @@ def _source(name: str, weights: Path, folder: Path, given: Mapping[str, Any]) ->
     check_name(settings["model"])
     data_dir = run.get("data_dir")
     return Source(name, weights, settings, data_dir if isinstance(data_dir, str) else None, config)
-
-
-def _read_state(file: Path) -> Mapping[str, Tensor]:
-    """Return the state dict in a file; of a run's checkpoint the average of the weights if it keeps one."""
-    content = read_plain(file)
-    average = content.get("average") if isinstance(content, dict) else None
-    if isinstance(average, dict) and isinstance(average.get("weights"), dict):
-        weights: dict[str, Tensor] = average["weights"]
-        return weights
-    return read_state_dict(file)

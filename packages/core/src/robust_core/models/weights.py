@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robust_core.errors import UserError
 from robust_core.models.network import Network
 
-__all__ = ["load_state", "load_weights", "read_plain", "read_state_dict"]
+__all__ = ["load_state", "load_weights", "read_evaluated_state", "read_plain", "read_state_dict"]
 
 # Keys under which training scripts keep the state dict, and what wrappers leave in front of names.
 _NESTS = ("state_dict", "model", "net", "model_state_dict")
@@ -37,6 +37,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict of a checkpoint file, on the CPU, under plain names."""
     return _plain_state(read_plain(path), str(path))
+
+
+def read_evaluated_state(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in a file; of a run's checkpoint the average of the weights if it keeps one."""
+    content = read_plain(path)
+    average = content.get("average") if isinstance(content, dict) else None
+    if isinstance(average, dict) and isinstance(average.get("weights"), dict):
+        weights: dict[str, Tensor] = average["weights"]
+        return weights
+    return read_state_dict(path)
 
 
 def read_plain(path: str | Path, device: str = "cpu") -> Any:

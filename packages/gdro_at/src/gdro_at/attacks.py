@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -16,8 +16,10 @@ from robust_core.randomness import generator_for, rows_of_rank
 from robust_core.training.distributed import gather_rows
 from robust_core.training.method import StepContext
 
-__all__ = ["TrainingAttack", "ValidationLogits", "validation_images", "validation_logits"]
+__all__ = ["PUBLISHED_NOISE", "TrainingAttack", "ValidationLogits", "validation_images", "validation_logits"]
 
+PUBLISHED_NOISE = 1e-4
+"""Standard deviation of most published starts, whatever eps and ``--random_init`` are; they are not clipped."""
 START_SHARE = 1 / 32
 """Standard deviation of the start in units of eps: the published 0.001 at 8/255, made scale-free."""
 
@@ -44,6 +46,10 @@ class TrainingAttack:
     def step(self) -> float:
         """The step size."""
         return self.eps / 4 if self.step_size is None else self.step_size
+
+    def published(self, noise: float = PUBLISHED_NOISE) -> TrainingAttack:
+        """Return the attack with a published start: ``x + noise N(0, 1)``, not clipped."""
+        return replace(self, noise=noise, clip_start=False)
 
     def begin(self, images: Tensor, draw: Tensor, eps: float | Tensor | None = None) -> Tensor:
         """Return the starts for standard normal numbers ``draw``, shaped as the images."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gdro_at.attacks import TrainingAttack
+from gdro_at.attacks import PUBLISHED_NOISE, TrainingAttack
 from gdro_at.baselines.bat import BAT
 from gdro_at.baselines.cfa import Cfa
 from gdro_at.baselines.cgd import CGD
@@ -22,7 +22,6 @@ from robust_core.training import Method, Phase, Rate
 
 __all__ = ["build_phases", "method_title", "rule_settings", "training_attack"]
 
-PUBLISHED_NOISE = 1e-4
 PUBLISHED_PGD_NOISE = 0.01
 CIFAR_MILESTONES = (76, 91, 101)
 """Epochs, counted from 1, from which the published rate on CIFAR-10 is a tenth, a hundredth, a thousandth."""
@@ -42,19 +41,18 @@ _AXES = {
 def training_attack(config: GdroConfig) -> TrainingAttack:
     """Return the attack of training: cross-entropy for ``pgd``, the KL to the natural prediction otherwise."""
     by_loss = config.train_type == "pgd"
-    noise, clip_start = config.random_init, True
-    if config.official:
-        given = PUBLISHED_PGD_NOISE if config.random_init is None else config.random_init
-        noise, clip_start = (given if by_loss else PUBLISHED_NOISE), False
-    return TrainingAttack(
+    attack = TrainingAttack(
         config.epsilon,
         config.num_steps,
         step_size=config.step_size or None,
         objective="ce" if by_loss else "kl",
-        noise=noise,
-        clip_start=clip_start,
+        noise=config.random_init,
         clip=(config.clmin, config.clmax) if by_loss else (0.0, 1.0),
     )
+    if not config.official:
+        return attack
+    given = PUBLISHED_PGD_NOISE if config.random_init is None else config.random_init
+    return attack.published(given) if by_loss else attack.published()
 
 
 def rule_settings(config: GdroConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gdro_at.attacks import PUBLISHED_NOISE
 from gdro_at.baselines.dfr import validation_halves
 from gdro_at.config import GdroConfig
 from gdro_at.data import load_groups
@@ -36,14 +37,13 @@ from robust_core.training import Machine, Phase, RunDirectory
 
 __all__ = ["GdroPlan", "test_attack"]
 
-PUBLISHED_START = 1e-4
 DOUBLE_IMAGES = 200
 """Images of the binary suite that are attacked once more in float64."""
 
 
 def test_attack(config: GdroConfig) -> TestAttack:
     """Return the attack of ``--test-type``; officially its budget and start are constants."""
-    start = PUBLISHED_START if config.official else None
+    start = PUBLISHED_NOISE if config.official else None
     step, clip = config.step_within(config.test_eps), (config.clmin, config.clmax)
     return TestAttack(config.test_type, config.test_eps, step_size=step, start=start, clip=clip)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,9 +31,6 @@ __all__ = [
     "present_units",
     "unit_accuracies",
 ]
-
-OFFICIAL_NOISE = 1e-4
-"""Standard deviation of the official start, whatever eps and ``--random_init`` are; it is not clipped."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ class Baseline(UnitMethod):
     @property
     def training_attack(self) -> TrainingAttack:
         """The attack of a step, with the published start in the official form."""
-        return replace(self.attack, noise=OFFICIAL_NOISE, clip_start=False) if self.official else self.attack
+        return self.attack.published() if self.official else self.attack
 
     def validation_units(self, context: StepContext) -> tuple[ImageSet, Tensor]:
         """Return the validation images and their units ``(N,)``; ``UserError`` if there are none."""

@@ -7,8 +7,8 @@ the batch as published: the same images come out, and a GPU never waits for the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -235,9 +235,8 @@ class BAT(EpochMethod):
 
     def _find(self, batch: Batch, context: StepContext) -> tuple[BoundarySearch, BoundarySearch]:
         """Return both searches on the context's view, each from its own start."""
-        images, attack = batch.images, self.attack
-        if self.official:
-            attack = replace(attack, noise=OFFICIAL_NOISE, clip_start=False)
+        images = batch.images
+        attack = self.attack.published(OFFICIAL_NOISE) if self.official else self.attack
         with torch.no_grad():
             natural = context.view(images)
         # the start is clipped to the box in both forms
@@ -245,27 +244,13 @@ class BAT(EpochMethod):
             attack.begin(images, context.normal(purpose, images)).clamp(0.0, 1.0)
             for purpose in ("last clean", "first adversarial")
         ]
-        last = last_clean(
-            context.view,
-            images,
-            batch.labels,
-            start=starts[0],
-            natural_logits=natural,
-            eps=attack.eps,
-            step_size=attack.step,
-            steps=attack.steps,
-            official=self.official,
-        )
-        first = first_adversarial(
-            context.view,
-            images,
-            batch.labels,
-            start=starts[1],
-            natural_logits=natural,
-            eps=attack.eps,
-            step_size=attack.step,
-            steps=attack.steps,
-            tau=self.tau,
-            official=self.official,
-        )
+        common: dict[str, Any] = {
+            "natural_logits": natural,
+            "eps": attack.eps,
+            "step_size": attack.step,
+            "steps": attack.steps,
+            "official": self.official,
+        }
+        last = last_clean(context.view, images, batch.labels, start=starts[0], **common)
+        first = first_adversarial(context.view, images, batch.labels, start=starts[1], tau=self.tau, **common)
         return last, first

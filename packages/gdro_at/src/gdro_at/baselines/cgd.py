@@ -5,7 +5,7 @@ The rule itself is ``gdro_at.weights.cgd``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdro_at.attacks import TrainingAttack
-from gdro_at.baselines.base import OFFICIAL_NOISE, global_loss, passes_of
+from gdro_at.baselines.base import global_loss, passes_of
 from gdro_at.method import UnitMethod, accuracy
 from gdro_at.units import unit_means, weighted_sum
 from gdro_at.weights import GroupRule, RuleState, step
@@ -136,9 +136,7 @@ class CGD(UnitMethod):
             logits = context.logits(model, images)
             natural = F.cross_entropy(logits, labels, reduction="none")
             return natural, None, {"natural_accuracy": accuracy(logits, labels)}
-        attack = (
-            replace(self.attack, noise=OFFICIAL_NOISE, clip_start=False) if self.official else self.attack
-        )
+        attack = self.attack.published() if self.official else self.attack
         passes = passes_of(model, images, attack(images, labels, context), context, twice=self.official)
         return passes.natural_terms(labels), self.beta * passes.robust_terms(), passes.figures(labels)
 

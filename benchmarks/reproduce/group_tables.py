@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from benchmarks.reproduce.group_figure import Dot, group_figure
+from benchmarks.reproduce.page import p_cell, saved_picture, write_page
 from benchmarks.reproduce.results import Entry, ResultFile, unpacked
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tables import run_notes
@@ -30,12 +31,8 @@ from robust_core.reporting import (
     Pictures,
     Section,
     Table,
-    png_bytes,
-    render_page,
-    save_figure,
     share_cell,
 )
-from robust_core.storage import write_json, write_whole
 
 __all__ = ["group_difference_table", "group_table", "groups_of", "paired_worst", "write_group_tables"]
 
@@ -220,7 +217,7 @@ def group_difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row
         for difference in differences:
             low, high = (100 * end for end in difference.interval[1:])
             cells.append(f"{100 * difference.interval.estimate:+.1f} [{low:+.1f}, {high:+.1f}]")
-            cells.append("–" if difference.p_value is None else _p_cell(next(adjusted)))
+            cells.append("–" if difference.p_value is None else p_cell(next(adjusted)))
         lines.append((title, *cells, str(seeds)))
     heads = ("difference", *(part for measure in chosen for part in (measure.heading, "p (Holm)")), "seeds")
     return Table(heads, tuple(lines), title="Paired differences", notes=_difference_notes(found))
@@ -243,10 +240,6 @@ def _difference_notes(found: Sequence[tuple[str, Sequence[Difference], int]]) ->
             "networks only, and the difference of worst groups is not tested."
         )
     return tuple(notes)
-
-
-def _p_cell(p: float) -> str:
-    return "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def per_group_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table:
@@ -286,26 +279,21 @@ def _picture(results: ResultFile, rows: Sequence[Row], folder: Path) -> Picture:
                 seeds = tuple(_value(e, measure) for e in entries) if len(entries) > 1 else ()
                 dots.append(Dot(_interval(entries, measure), seeds))
             methods[row.title][head] = (dots[0], dots[1])
-    figure = group_figure(methods)
-    for ending in ("png", "pdf"):
-        save_figure(figure, folder / f"comparison.{ending}")
-    return Picture(
-        png_bytes(figure),
+    return saved_picture(
+        group_figure(methods),
+        folder / "comparison",
         alt="Average and worst-group accuracy of each method, natural and robust, with 95% intervals",
         caption="Average and worst group of each method. Robust: right at every iterate of every attack.",
     )
 
 
 def write_group_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder: Path) -> Table:
-    """Write table.md, table.json, the figure and index.html into ``folder``; returns the main table."""
+    """Write the page, its tables and its figure into ``folder``; returns the main table."""
     table = group_table(paper, results, rows)
-    tables = [table, per_group_table(paper, results, rows)]
-    differences = group_difference_table(paper, results, rows)
-    tables += [] if differences is None else [differences]
     parts = (Notice(paper.reading[results.scale]), table, Pictures((_picture(results, rows, folder),)))
-    sections = [Section("Results", parts), Section("Each group", (tables[1],))]
-    sections += [] if differences is None else [Section("Paired differences", (differences,))]
-    write_whole(folder / "table.md", "\n".join(one.markdown() for one in tables))
-    write_whole(folder / "index.html", render_page(table.title, sections))
-    write_json(folder / "table.json", {"tables": [one.as_json() for one in tables]})
+    sections = [Section("Results", parts), Section("Each group", (per_group_table(paper, results, rows),))]
+    differences = group_difference_table(paper, results, rows)
+    if differences is not None:
+        sections.append(Section("Paired differences", (differences,)))
+    write_page(folder, table.title, sections)
     return table

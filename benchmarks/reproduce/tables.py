@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.reproduce.page import p_cell, saved_picture, write_page
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
 from robust_core.evaluation import holm, paired_difference, t_interval, wilson
@@ -19,13 +20,9 @@ from robust_core.reporting import (
     Section,
     Table,
     comparison_figure,
-    png_bytes,
-    render_page,
-    save_figure,
     share_cell,
     strength_figure,
 )
-from robust_core.storage import write_json, write_whole
 
 __all__ = ["difference_table", "honesty_table", "main_table", "run_notes", "write_tables"]
 
@@ -202,7 +199,7 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
         lines.append([row.title, *cells, str(len(pairs))])
     if not lines:
         return None
-    adjusted = iter(_p_cell(p) if claimable else "–" for p in holm(p_values))
+    adjusted = iter(p_cell(p) if claimable else "–" for p in holm(p_values))
     filled = []
     for title, *cells, seeds in lines:
         pairs_of_cells = [(cell, "–" if cell == "not run" else next(adjusted)) for cell in cells]
@@ -223,10 +220,6 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
             f"Fewer than {MIN_IMAGES} images: nothing is claimed of these differences, and no p is given."
         )
     return Table(heads, tuple(filled), title=f"Difference to {title}", notes=tuple(notes))
-
-
-def _p_cell(p: float) -> str:
-    return "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def _figure_rows(results: ResultFile, rows: Sequence[Row], column: str) -> list[MethodResult]:
@@ -263,25 +256,22 @@ def _strength(paper: Paper, results: ResultFile, rows: Sequence[Row], folder: Pa
         found = {head: interval_of(results.of_row(row.name), name) for name, head in columns}
         if known := {head: interval for head, interval in found.items() if interval is not None}:
             methods[row.title] = known
-    figure = strength_figure(methods)
-    for ending in ("png", "pdf"):
-        save_figure(figure, folder / f"attacks.{ending}")
-    return Picture(
-        png_bytes(figure),
+    return saved_picture(
+        strength_figure(methods),
+        folder / "attacks",
         alt="Accuracy of each method on natural images and under each attack, with 95% intervals",
         caption="What the published attack says, and what attacks that know the network leave.",
     )
 
 
 def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder: Path) -> Table:
-    """Write table.md, table.json, figures and index.html into ``folder``; returns the main table."""
+    """Write the page, its tables and its figures into ``folder``; returns the main table."""
     table = main_table(paper, results, rows)
     differences = difference_table(paper, results, rows)
     member, heading = paper.columns[0]
-    figure = comparison_figure(_figure_rows(results, rows, member), robust_label=f"{heading} accuracy (%)")
-    save_figure(figure, folder / "comparison.png")
-    picture = Picture(
-        png_bytes(figure),
+    picture = saved_picture(
+        comparison_figure(_figure_rows(results, rows, member), robust_label=f"{heading} accuracy (%)"),
+        folder / "comparison",
         alt=f"Natural and {heading} accuracy of each method with 95% intervals",
         caption=f"Natural and {heading} accuracy. The panels have their own ranges.",
     )
@@ -289,19 +279,10 @@ def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder:
     if any(entry.examined for entry in results.entries):
         pictures.insert(0, _strength(paper, results, rows, folder))
     sections = [Section("Results", (Notice(paper.reading[results.scale]), table, Pictures(tuple(pictures))))]
-    text = table.markdown()
     honesty = honesty_table(paper, results, rows)
     if honesty is not None:
         sections.append(Section("Attacks that know the network", (honesty,)))
-        text += "\n" + honesty.markdown()
     if differences is not None:
         sections.append(Section("Paired differences", (differences,)))
-        text += "\n" + differences.markdown()
-    page = render_page(table.title, sections)
-    write_whole(folder / "table.md", text)
-    write_whole(folder / "index.html", page)
-    write_json(
-        folder / "table.json",
-        {"tables": [t.as_json() for t in (table, honesty, differences) if t is not None]},
-    )
+    write_page(folder, table.title, sections)
     return table

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms
 
-from benchmarks.speed.clock import alternate, plan_rounds, seconds_of
+from benchmarks.speed.epochs import epoch_times
 from benchmarks.speed.rows import Row
-from benchmarks.speed.setting import Setting, say
+from benchmarks.speed.setting import Setting
 from robust_core.data import DatasetInfo, ImageSet, batches, load_table
 from robust_core.data.table import ImageTable
 from robust_core.data.transforms import photo_pipeline
@@ -96,39 +96,25 @@ def compare(setting: Setting) -> list[Row]:
 
 
 def _row(setting: Setting, dataset: ImageSet, files: _JpegFiles, source: str, built: float) -> Row:
-    device, count = setting.device, len(dataset)
+    count = len(dataset)
     compared = min(COMPARED, count)
-    decoded = torch.stack([files[position][0] for position in range(compared)]).to(device)
+    decoded = torch.stack([files[position][0] for position in range(compared)]).to(setting.device)
     equal = float((dataset.pixels(slice(0, compared)) == decoded).float().mean())
-    loader = DataLoader(
+    times = epoch_times(
+        "h",
+        setting,
+        lambda: batches(dataset, batch_size=BATCH, seed=0, epoch=0, augment=False),
         files,
         batch_size=BATCH,
-        shuffle=True,
-        num_workers=2,
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
+        told=f"{count} {source}; decoded once in {built:.1f} s",
     )
-
-    def theirs() -> int:
-        return sum(len(images.to(device, non_blocking=True)) for images, _ in loader)
-
-    def ours() -> int:
-        return sum(len(batch) for batch in batches(dataset, batch_size=BATCH, seed=0, epoch=0, augment=False))
-
-    sides = {"ours": ours, "torchvision": theirs}
-    for run in sides.values():  # the workers start here, outside of the clock
-        run()
-    whole = sum(seconds_of(run, device) for run in sides.values())
-    rounds = plan_rounds(whole, 0.05 * setting.seconds, least=setting.least_rounds)
-    say(f"(h) {rounds} rounds of about {whole:.1f} s, {count} {source}; decoded once in {built:.1f} s")
-    times = alternate(sides, rounds, device)
-    rates = {side: count / statistics.median(seconds) for side, seconds in times.items()}
+    rates = {side: count / statistics.median(seconds) for side, seconds in times._asdict().items()}
     return Row(
         part="h",
         ours="decoded once, mapped from disk",
         other="PIL in a DataLoader, 2 workers",
-        our_times=times["ours"],
-        other_times=times["torchvision"],
+        our_times=times.ours,
+        other_times=times.torchvision,
         target=10.0,
         equal=equal,
         needs_equal=True,

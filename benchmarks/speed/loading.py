@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms
 
-from benchmarks.speed.clock import alternate, plan_rounds, seconds_of
+from benchmarks.speed.epochs import epoch_times
 from benchmarks.speed.rows import Row
-from benchmarks.speed.setting import Setting, say
+from benchmarks.speed.setting import Setting
 from robust_core.data import Batch, ImageSet, batches
 
 __all__ = ["compare"]
@@ -59,38 +59,24 @@ def _ours(dataset: ImageSet) -> Iterable[Batch]:
 
 def compare(setting: Setting) -> list[Row]:
     """Return the row of one epoch each."""
-    dataset, device = setting.dataset, setting.device
+    dataset = setting.dataset
     first = next(iter(_ours(dataset)))
     equal = float((first.images == _rebuilt(first, dataset)).float().mean())
-    loader = DataLoader(
+    times = epoch_times(
+        "d",
+        setting,
+        lambda: _ours(dataset),
         _PilImages(dataset),
         batch_size=BATCH,
-        shuffle=True,
-        num_workers=2,
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
+        told=f"{len(dataset)} images each",
     )
-
-    def theirs() -> int:
-        return sum(len(images.to(device, non_blocking=True)) for images, _ in loader)
-
-    def ours() -> int:
-        return sum(len(batch.images) for batch in _ours(dataset))
-
-    sides = {"ours": ours, "torchvision": theirs}
-    for run in sides.values():  # the workers start here, outside of the clock
-        run()
-    whole = sum(seconds_of(run, device) for run in sides.values())
-    rounds = plan_rounds(whole, 0.05 * setting.seconds, least=setting.least_rounds)
-    say(f"(d) {rounds} rounds of about {whole:.1f} s, {len(dataset)} images each")
-    times = alternate(sides, rounds, device)
     return [
         Row(
             part="d",
             ours="uint8 in memory",
             other="torchvision DataLoader, 2 workers",
-            our_times=times["ours"],
-            other_times=times["torchvision"],
+            our_times=times.ours,
+            other_times=times.torchvision,
             target=10.0,
             equal=equal,
             needs_equal=True,

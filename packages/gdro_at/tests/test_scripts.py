@@ -33,6 +33,7 @@ from gdro_at.statistics import csv_columns
 from robust_core.models import load_weights
 
 SHELL = [*QUICK, "--batch_size", "8", "--n_epochs", "1"]
+SHIFT = ["-s", "label_shift_step", "-d", "CIFAR10", "--minority_fraction", "0.5", "--imbalance_ratio", "2"]
 
 
 def check_logs(run, name, *, epochs, groups=4, letter="F", text="log.txt", train=None):
@@ -205,16 +206,6 @@ def test_any_table(expt, birds):
 
 
 def test_cifar_with_label_shift_long_tail_and_as_it_is(expt, folders):
-    shift = [
-        "-s",
-        "label_shift_step",
-        "-d",
-        "CIFAR10",
-        "--minority_fraction",
-        "0.5",
-        "--imbalance_ratio",
-        "2",
-    ]
     root = [
         "--root_dir",
         folders,
@@ -226,14 +217,14 @@ def test_cifar_with_label_shift_long_tail_and_as_it_is(expt, folders):
         "--batch_size",
         "16",
     ]
-    ran(expt, *shift, *root)
+    ran(expt, *SHIFT, *root)
     check_logs(Path("run"), "unit", epochs=2, groups=10)
     ran(expt, "-d", "CIFAR10", "--imbalance_ratio", "2", *root, "--reweight_groups", run="tail")
     text = Path("tail/counts.txt").read_text(encoding="utf8")
     assert "airplane: n = " in text
     done, _ = ran(expt, "-d", "Cifar", *root, run="plain")
     assert "rate 0.01" in done.out
-    done, _ = ran(expt, "-d", "CIFAR10", *shift[:2], *shift[4:], *root, "--official", run="official")
+    done, _ = ran(expt, "-d", "CIFAR10", *SHIFT[:2], *SHIFT[4:], *root, "--official", run="official")
     assert "Y = 0 (plane)" in Path("official/counts.txt").read_text(encoding="utf8")
 
 
@@ -456,17 +447,7 @@ def test_the_published_aa_is_apgd(expt, birds, official):
 def test_cifar_without_validation_images(expt, folders):
     ran(expt, "-d", "CIFAR10", "--root_dir", folders, "--validation", "0", "--selection", "last")
     assert table(Path("run/unitval.csv")) == []
-    shift = [
-        "-s",
-        "label_shift_step",
-        "-d",
-        "CIFAR10",
-        "--minority_fraction",
-        "0.5",
-        "--imbalance_ratio",
-        "2",
-    ]
-    done = expt(*QUICK, *shift, "--root_dir", folders, "--val_fraction", "0.001", "--run-dir", "shift")
+    done = expt(*QUICK, *SHIFT, "--root_dir", folders, "--val_fraction", "0.001", "--run-dir", "shift")
     assert done.code == 2
     assert "--val-fraction 0.001 leaves none of 60 images" in done.err
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
-from benchmarks.reproduce.tasks import Inquiry, Task, carry_out_all
+from benchmarks.reproduce.tasks import Inquiry, Task, carry_out_all, settings_of
 from robust_core.config import RunConfig
 from robust_core.data import steps_per_epoch
 from robust_core.evaluation import load_evaluation
@@ -58,7 +58,7 @@ class Reproduction:
             pending = {}
             for row in self._of_seed(rows, seed):
                 config = self.configure(row, seed)
-                if not self.force and self.results.has(row.name, seed, settings_of(config)):
+                if not self.force and self.results.has(row.name, seed, settings_of(config.to_dict())):
                     self.say(f"{row.title}, seed {seed}: finished before, not run again (--force does)")
                 else:
                     pending[row.name] = config
@@ -75,7 +75,7 @@ class Reproduction:
         if not rows:
             return False
         config, _ = self._resolved(rows[0], entry.seed)
-        return self.results.has(entry.row, entry.seed, settings_of(config))
+        return self.results.has(entry.row, entry.seed, settings_of(config.to_dict()))
 
     def _run_seed(self, rows: Mapping[str, Row], configs: Mapping[str, Any], seed: int) -> None:
         """Train what the rows share once, then the rows; each result is saved at once."""
@@ -101,7 +101,7 @@ class Reproduction:
             if not done.phases:
                 run = RunDirectory.open(done.path)
                 entry = Entry.of_run(
-                    names[done.path], seed, settings_of(done.config), run, self.paper.protocol
+                    names[done.path], seed, settings_of(done.config.to_dict()), run, self.paper.protocol
                 )
                 self.results.add(entry)
 
@@ -188,20 +188,3 @@ class Reproduction:
             name: [(count + 1, key) for count, key in enumerate(own[:-1]) if every.count(key) > 1]
             for name, own in keys.items()
         }
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that decide a result: all but places and the machine's."""
-    places = (
-        "run_dir",
-        "data_dir",
-        "root_dir",
-        "cache_dir",
-        "device",
-        "no_cuda",
-        "threads",
-        "tensorboard",
-        "log_interval",
-        "checkpoint_every",
-    )
-    return {name: value for name, value in config.to_dict().items() if name not in places}

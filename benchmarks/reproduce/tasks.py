@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.reproduce.papers import PAPERS
 from robust_core.session import Beginning, execute, resume
 from robust_core.training import RunDirectory
 
-__all__ = ["Inquiry", "Task", "carry_out", "carry_out_all"]
+__all__ = ["Inquiry", "Task", "carry_out", "carry_out_all", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,23 @@ class Task:
 Work = TypeVar("Work", Task, Inquiry)
 
 
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a result: all but places and the machine's."""
+    places = (
+        "run_dir",
+        "data_dir",
+        "root_dir",
+        "cache_dir",
+        "device",
+        "no_cuda",
+        "threads",
+        "tensorboard",
+        "log_interval",
+        "checkpoint_every",
+    )
+    return {name: value for name, value in config.items() if name not in places}
+
+
 def carry_out(task: Work) -> Work:
     """Do one piece of work; returns it."""
     if isinstance(task, Task):
@@ -76,7 +93,8 @@ def _train(task: Task) -> None:
     if not task.force and (task.path / "config.json").exists():
         present = RunDirectory.open(task.path).record["config"]
         # a beginning is named by all that decides it, whichever row it was begun for
-        if task.phases or present == json.loads(json.dumps(task.config.to_dict())):
+        wanted = json.loads(json.dumps(task.config.to_dict()))
+        if task.phases or settings_of(present) == settings_of(wanted):
             resume(task.config, plan, task.path, say=say)
             return
     execute(task.config, plan, task.path, overwrite=True, fork_from=task.donor, say=say)

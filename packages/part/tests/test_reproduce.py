@@ -80,6 +80,15 @@ def test_finished_rows_are_not_run_again_unless_forced(table, capsys):
     assert "not run again" not in capsys.readouterr().out
 
 
+def test_a_run_goes_on_with_other_threads(table, tmp_path, capsys):
+    _, words = table
+    again = [*words, "--rows", "at", "--threads", "2", "--results", str(tmp_path / "results.json")]
+    assert main(again) == 0
+    told = capsys.readouterr().out
+    assert "at-seed1 is finished; nothing to do" in told
+    assert not re.search(r"step \d+/", told)
+
+
 @pytest.mark.slow
 def test_rows_run_side_by_side_to_the_same_results(table, folders, tmp_path):
     out, words = table

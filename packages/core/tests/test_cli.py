@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 import pytest
 
 from robust_core.cli import Parser, add_flags, fraction, guarded, main, normalise_flags, truth
 from robust_core.config import RunConfig, config_from_dict, option
-from robust_core.errors import UserError, unknown_name
+from robust_core.data import DatasetInfo
+from robust_core.errors import UserError, UserNote, unknown_name
 
 
 def parse(words, kind=RunConfig):
@@ -93,6 +95,18 @@ def test_mistakes_are_one_sentence(capsys):
     assert capsys.readouterr().err == "error: The value 3 is wrong; use 2.\n"
 
 
+def test_notes_are_one_line_and_other_warnings_as_they_were(capsys):
+    def doubt():
+        warnings.simplefilter("always")
+        warnings.warn("No image of class 3.", UserNote, stacklevel=2)
+        warnings.warn("something of a library", stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as told:
+        assert guarded(doubt) == 0
+    assert capsys.readouterr().err == "warning: No image of class 3.\n"
+    assert [str(warning.message) for warning in told] == ["something of a library"]
+
+
 def test_interruption_has_its_code():
     def stop():
         raise KeyboardInterrupt
@@ -114,12 +128,21 @@ def test_interruption_has_its_code():
         ({"ema": 1.5}, "--ema 1.5"),
         ({"num_steps": -1}, "--num-steps -1"),
         ({"nesterov": True, "momentum": 0.0}, "--nesterov"),
-        ({"selection": "best", "validation": 0}, "test split never selects"),
     ],
 )
 def test_impossible_settings_are_refused(changes, told):
     with pytest.raises(UserError, match=told):
         RunConfig(**changes).validate()
+
+
+def test_the_best_needs_validation_images_whoever_brings_them():
+    config = RunConfig(selection="best", validation=0)
+    config.validate()
+    info = DatasetInfo("any", "any", ("a", "b"), 32, (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(UserError, match="test split never selects"):
+        config.validate_for(info)
+    config.validate_for(replace(info, own_validation=True))
+    RunConfig(selection="best", validation=5).validate_for(info)
 
 
 def test_configuration_survives_the_file():

@@ -20,6 +20,7 @@ from ancra.losses import exclusion, mart_terms_of, natural_and_robust, pgd_term
 from ancra.negatives import FIRST_STRATEGY_EPOCH, Draws, Negatives, pick_negatives
 from ancra.published import published_train_mode_pgd
 from robust_core.data import Batch, ImageSet
+from robust_core.errors import UserNote
 from robust_core.training.distributed import gather_rows
 from robust_core.training.method import StepContext, StepResult
 
@@ -100,6 +101,7 @@ class Ancra:
             warnings.warn(
                 f"{count} images had no image of another class in their batch to be contrasted with; they trained "
                 "without contrast (a larger --batch-size helps).",
+                UserNote,
                 stacklevel=2,
             )
         return {}

@@ -9,12 +9,14 @@ import argparse
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from robust_core.errors import UserError, unknown_name
+from robust_core.errors import UserError, UserNote, unknown_name
 from robust_core.reporting import write_report
 
 __all__ = ["Parser", "add_flags", "fraction", "guarded", "main", "normalise_flags", "truth"]
@@ -191,10 +193,11 @@ def _shown(default: Any, kind: str) -> str:
 def guarded(run: Callable[[], object], again: str = "continue with --resume and the run's directory") -> int:
     """Run a script's body; a user's mistake ends in one sentence and exit code 2, never in a traceback.
 
-    ``again`` tells who interrupts it how to go on.
+    Notes to the user are one line too, without the place in the code. ``again`` tells who interrupts it how to go on.
     """
     try:
-        run()
+        with _plain_notes():
+            run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -202,6 +205,28 @@ def guarded(run: Callable[[], object], again: str = "continue with --resume and 
         print(f"interrupted: {again}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+@contextmanager
+def _plain_notes() -> Iterator[None]:
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, UserNote):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -156,8 +156,6 @@ class RunConfig:
         expect(0.0 <= self.ema < 1.0, "ema", self.ema, "a number in [0, 1)")
         if self.nesterov and self.momentum == 0.0:
             raise UserError("--nesterov needs --momentum above 0.")
-        if self.selects_best and self.validation == 0 and not self.selects_on_test:
-            raise UserError("--selection best needs --validation N above 0: the test split never selects.")
 
     def validate_for(self, info: DatasetInfo) -> None:
         """Refuse settings that do not fit the data as it was found; papers add what depends on it.
@@ -165,7 +163,12 @@ class RunConfig:
         Raises:
             UserError: naming the flag, its value and what is expected.
         """
-        del info
+        if self.selects_best and not self.selects_on_test and not self.has_validation(info):
+            raise UserError("--selection best needs --validation N above 0: the test split never selects.")
+
+    def has_validation(self, info: DatasetInfo) -> bool:
+        """Return whether there are validation images: the data's own, or those that are kept apart."""
+        return info.own_validation or self.validation > 0
 
 
 def expect(good: bool, name: str, value: object, expected: str) -> None:

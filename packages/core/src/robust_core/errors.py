@@ -1,11 +1,11 @@
-"""What a user's mistake becomes: one sentence, never a traceback."""
+"""What a user is told: of a mistake one sentence, never a traceback; of a doubt one line."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["RESTORE_OR_ANEW", "UserError", "unknown_name"]
+__all__ = ["RESTORE_OR_ANEW", "UserError", "UserNote", "unknown_name"]
 
 RESTORE_OR_ANEW = "restore it, or start the run anew in another --run-dir."
 """What remains to be done about a damaged file of a run; ends a sentence."""
@@ -16,6 +16,10 @@ class UserError(ValueError):
 
     Scripts print the message and leave with exit code 2; library users may catch it as a ``ValueError``.
     """
+
+
+class UserNote(UserWarning):
+    """What a user should know of a run that goes on; scripts print it as one line, libraries warn of it."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -264,6 +264,10 @@ class GdroConfig(ModelOptions):
         """Whether the best network on the validation split is tested, not the last."""
         return self.selection != "last" and not self.only_test
 
+    def has_validation(self, info: DatasetInfo) -> bool:
+        """Return whether there are validation images; under label shift ``--val-fraction`` keeps them apart."""
+        return super().has_validation(info) or self.shift_type == "label_shift_step"
+
     def validate(self) -> None:
         """Refuse settings that cannot work; raises ``UserError`` naming the flag, its value and what is expected."""
         check_names(self)
@@ -273,6 +277,7 @@ class GdroConfig(ModelOptions):
 
     def validate_for(self, info: DatasetInfo) -> None:
         """Refuse settings that do not fit the data as it was found."""
+        super().validate_for(info)
         groups = len(info.groups or info.classes)
         expect(
             len(self.adjustments) in (1, groups),

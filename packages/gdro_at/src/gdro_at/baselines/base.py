@@ -15,6 +15,7 @@ from gdro_at.attacks import TrainingAttack, validation_images
 from gdro_at.method import UnitMethod, accuracy, local_loss
 from gdro_at.units import unit_totals
 from robust_core.data import Batch, ImageSet
+from robust_core.errors import UserNote
 from robust_core.losses import kl_divergence
 from robust_core.training.method import StepContext
 
@@ -161,4 +162,4 @@ class Baseline(UnitMethod):
         by_group = self.over == "group" and data.info.groups is not None
         names = (data.info.groups or ()) if by_group else data.info.classes
         unseen = ", ".join(name for name, present in zip(names, seen.tolist(), strict=True) if not present)
-        warnings.warn(f"{self.name}: no validation image of {unseen}, {kept}.", stacklevel=2)
+        warnings.warn(f"{self.name}: no validation image of {unseen}, {kept}.", UserNote, stacklevel=2)

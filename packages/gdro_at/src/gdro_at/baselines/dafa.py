@@ -18,7 +18,7 @@ from gdro_at.baselines.base import Baseline, Passes, images_in, named_figures, p
 from gdro_at.method import local_loss
 from gdro_at.units import unit_totals
 from robust_core.data import Batch, ImageSet
-from robust_core.errors import UserError
+from robust_core.errors import UserError, UserNote
 from robust_core.losses import kl_divergence
 from robust_core.training.method import StepContext, StepResult
 
@@ -115,6 +115,7 @@ class Dafa(Baseline):
             warnings.warn(
                 f"{self.name}: the official form never takes a step, so the network stays as it was initialised, up to "
                 "its running statistics.",
+                UserNote,
                 stacklevel=2,
             )
         device = data.labels.device

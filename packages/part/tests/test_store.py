@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,3 +120,17 @@ def test_moves_of_one_pixel_by_hand():
     flips = torch.tensor([False, True])
     result = moved(masks, batch_of(torch.zeros(2, 3, 8, 8), offsets, flips))
     assert result.nonzero().tolist() == [[0, 0, 1, 3], [1, 0, 2, 4]]
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_mask_follows_a_resized_crop(flipped):
+    masks = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    masks[:, 0, 2:4, 4:6] = True
+    # all of it, the quarter around the mask, and one that does not show it
+    boxes = torch.tensor([[0, 0, 8, 8], [0, 4, 4, 4], [4, 0, 4, 4]])
+    flips = torch.full((3,), flipped)
+    batch = batch_of(torch.zeros(3, 3, 8, 8), None, flips)
+    expected = torch.zeros_like(masks)
+    expected[0], expected[1, 0, 4:, :4] = masks[0], True
+    result = moved(masks, replace(batch, boxes=boxes))
+    assert torch.equal(result, expected.flip(3) if flipped else expected)

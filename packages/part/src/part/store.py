@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_core.data import Batch, crop_and_flip
+from robust_core.data import Batch, crop_and_flip, resized_crops
 from robust_core.errors import UserError
 
 __all__ = ["MaskStore", "moved", "pack_bits", "unpack_bits"]
@@ -82,8 +82,14 @@ class MaskStore:
 
 
 def moved(masks: Tensor, batch: Batch) -> Tensor:
-    """Return masks ``(n, C, H, W)`` cropped and flipped as the batch's images were; a crop adds False."""
-    offsets, flips = (
-        None if moves is None else moves.to(masks.device) for moves in (batch.offsets, batch.flips)
+    """Return masks ``(n, C, H, W)`` cropped, resized and flipped as the batch's images were.
+
+    A crop adds False; resized, an entry is True where at least half of what it shows was.
+    """
+    offsets, flips, boxes = (
+        None if moves is None else moves.to(masks.device)
+        for moves in (batch.offsets, batch.flips, batch.boxes)
     )
+    if boxes is not None:
+        return resized_crops(masks.to(torch.uint8), boxes, flips) >= 0.5
     return crop_and_flip(masks, offsets, flips, batch.padding, fill=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robust_core.data.augment import resized_crops
 from robust_core.data.batches import batches, crop_and_flip, epoch_order, steps_per_epoch
 from robust_core.data.celeba import read_celeba
 from robust_core.data.covid import read_covid
@@ -46,6 +47,7 @@ __all__ = [
     "read_listed",
     "read_waterbirds",
     "refuse_missing",
+    "resized_crops",
     "sample_weights",
     "split_validation",
     "steps_per_epoch",

@@ -6,7 +6,7 @@ is known for these data, so no row has a published one. ``--all-methods`` adds t
 - demo: embedded grouped shapes (2 classes on 2 backgrounds, Waterbirds' proportions), resnet8-s2, batch 64, 300
   natural steps (shared by the rows of one sampler), then 225 of the method with one attack step of 0.5/255 (the
   published budget is 0.00196); PGD-10 and APGD-20 on 1,000 test images, about 250 of each group.
-- reduced: CIFAR-10 with its ten classes as groups, long-tailed (10:1); a quarter of its images, resnet8-s2, 20 epochs,
+- reduced: CIFAR-10 with its ten classes as groups, long-tailed (10:1); half of its images, resnet8-s2, 10 epochs,
   five attack steps of 4/255. Beside it one epoch on the shared images of Waterbirds, CelebA and COVID CT.
 - paper: Waterbirds under the published command, for a GPU.
 """
@@ -203,7 +203,7 @@ _MAIN = _paper(
         "demo": "Small drawn images with an obvious shortcut, a small network, 525 steps of which 300 on natural "
         "images, a budget of 0.5/255: the rows show what weighing groups does here, not which method is better "
         "elsewhere.",
-        "reduced": "A quarter of CIFAR-10, made long-tailed, a narrow network and few epochs: differences of a few "
+        "reduced": "Half of CIFAR-10, made long-tailed, a narrow network and few epochs: differences of a few "
         "points need the intervals, and nothing here speaks for the published setting.",
         "paper": "The published setting on Waterbirds. Rows without measured figures have not been run.",
     },

@@ -15,6 +15,7 @@ import torch
 from benchmarks.reproduce.papers import PAPERS
 from robust_core.session import Beginning, execute, resume
 from robust_core.training import RunDirectory
+from robust_core.workers import begin_worker
 
 __all__ = ["Inquiry", "Task", "carry_out", "carry_out_all", "settings_of"]
 
@@ -118,7 +119,9 @@ def carry_out_all(tasks: Sequence[Work], jobs: int) -> Iterator[Work]:
                 done.add(task.path)
         return
     # spawned: a forked process would inherit torch's threads in an unknown state
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=begin_worker
+    ) as pool:
         running = {pool.submit(carry_out, task) for task in ready()}
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)

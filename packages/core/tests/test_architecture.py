@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/robust_core"
 FLOORS = [
-    {"errors", "image_files", "randomness", "storage"},
+    {"errors", "image_files", "randomness", "storage", "workers"},
     {"data", "models"},
     {"cam"},
     {"attacks"},

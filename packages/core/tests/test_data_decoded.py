@@ -265,7 +265,7 @@ def test_how_many_workers():
 def test_a_worker_that_dies_is_one_sentence(root, monkeypatch):
     monkeypatch.setattr(decoding, "FEW", 0)
     monkeypatch.setattr(decoding, "CHUNK", 2)
-    monkeypatch.setattr(decoding, "begin_worker", os.abort)  # the first thing that a worker does
+    monkeypatch.setattr(decoding, "begin_quiet_worker", os.abort)  # the first thing that a worker does
     with pytest.raises(UserError, match=r"ended from outside .* --workers 1"):
         load(root, workers=2)
     assert not list((root / ".decoded").glob("*.pixels"))

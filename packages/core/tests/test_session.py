@@ -17,7 +17,7 @@ from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation, protocol
 from robust_core.reporting import write_report
 from robust_core.session import Beginning, core_network, execute, resume
-from robust_core.storage import file_digest, write_tensors
+from robust_core.storage import file_digest, held, write_tensors
 from robust_core.training import Phase, RunDirectory
 from robust_core.training.methods import Adversarial, AtLoss, InnerAttack, Natural
 
@@ -120,6 +120,19 @@ def test_what_cannot_begin_leaves_no_run(config, tmp_path):
     with pytest.raises(UserError, match="Unknown model 'resnet81'; did you mean 'resnet18'"):
         execute(replace(config, model="resnet81"), Plan(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(config, tmp_path):
+    run = execute(config, Plan(), tmp_path / "run", say=lambda _: None)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    (run.path / "finished.json").unlink()
+    with held(run.path):
+        with pytest.raises(UserError, match="Another process is writing"):
+            execute(config, Plan(), run.path, overwrite=True, say=lambda _: None)
+        with pytest.raises(UserError, match="Another process is writing"):
+            resume(config, Plan(), run.path, say=lambda _: None)
+    before.pop(run.path / "finished.json")
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_a_fork_takes_the_best_weights_along(config, tmp_path):

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import stat
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -24,7 +20,6 @@ __all__ = [
     "IMAGE_FORMATS",
     "DamagedImage",
     "Steps",
-    "begin_worker",
     "centre_cropped",
     "decode_files",
     "open_image",
@@ -170,17 +165,3 @@ def _decode_file(path: str, digest: str, steps: Steps) -> bytes | str | None:
         return prepared(to_rgb(image), steps).tobytes()
     except DamagedImage as error:
         return str(error)
-
-
-def begin_worker() -> None:
-    """Prepare a process that only decodes: an interrupt is its parent's matter, and it ends when its parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A parent that is killed leaves its workers waiting for work for ever: each of them keeps the queue open.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

@@ -6,6 +6,7 @@ A paper plugs in a :class:`Plan`; nothing here knows which.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from robust_core.models import load_weights
 from robust_core.plan import Beginning, Plan, Session, core_network
 from robust_core.reporting import write_report
 from robust_core.run_data import Data, Say, data_record
-from robust_core.storage import write_whole
+from robust_core.storage import held, write_whole
 from robust_core.training import (
     Hooks,
     LoopSettings,
@@ -85,14 +86,15 @@ def execute(
     }
     model = plan.network(config, data[0].info, fresh=True)
     session = _session(config, RunDirectory(path, record), machine, processes, data, phases, model, say)
-    if processes.is_main:
-        for note in notes:
-            say(note)
-        session.run = RunDirectory.create(path, record, overwrite=overwrite)
-        if fork_from is not None:
-            _fork(fork_from, session.run)
-    processes.barrier()
-    return _carry_out(session, plan)
+    with _holding(path, processes):
+        if processes.is_main:
+            for note in notes:
+                say(note)
+            session.run = RunDirectory.create(path, record, overwrite=overwrite)
+            if fork_from is not None:
+                _fork(fork_from, session.run)
+        processes.barrier()
+        return _carry_out(session, plan)
 
 
 def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) -> RunDirectory:
@@ -120,16 +122,21 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
     say = say if processes.is_main else _silent
     for note in notes:
         say(note)
-    data = processes.main_first(lambda: plan.data(config, say))
-    for split, now in data_record(data).items():
-        before = stored_data.get(split)
-        if before != now:
-            raise UserError(
-                f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
-            )
-    phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
-    model = plan.network(config, data[0].info, fresh=run.checkpoints.latest_step() == 0)
-    return _carry_out(_session(config, run, machine, processes, data, phases, model, say), plan)
+    with _holding(path, processes):
+        data = processes.main_first(lambda: plan.data(config, say))
+        for split, now in data_record(data).items():
+            before = stored_data.get(split)
+            if before != now:
+                raise UserError(
+                    f"The {split} data of {path} has changed (was {before}, is {now}); restore it, or start a new run."
+                )
+        phases = plan.phases(config, steps_per_epoch(len(data[0]), config.batch_size))
+        model = plan.network(config, data[0].info, fresh=run.checkpoints.latest_step() == 0)
+        return _carry_out(_session(config, run, machine, processes, data, phases, model, say), plan)
+
+
+def _holding(path: Path, processes: Processes) -> AbstractContextManager[None]:
+    return held(path) if processes.is_main else nullcontext()
 
 
 def _silent(_: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from robust_core.errors import UserError
 
-__all__ = ["file_digest", "told", "write_json", "write_tensors", "write_whole"]
+__all__ = ["file_digest", "held", "told", "write_json", "write_tensors", "write_whole"]
 
 
 def file_digest(path: Path) -> str:
@@ -50,6 +52,37 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise told(error, path) from error
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if it is not there, against other processes that would hold it; a killed one lets go.
+
+    The lock is the system's (``flock`` on the folder itself), so there is no file that could be left behind. A file
+    system that has none holds nothing.
+
+    Raises:
+        UserError: if another process holds the folder, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise told(error, folder) from error
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is writing the run '{folder}'; wait for its end or stop it, or take another "
+                "--run-dir."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EBADF, errno.EINVAL):
+                raise told(error, folder) from error
+        yield
+    finally:
+        os.close(place)
 
 
 def told(error: OSError, path: Path) -> UserError:

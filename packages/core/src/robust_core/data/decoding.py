@@ -13,7 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from robust_core.errors import UserError
-from robust_core.image_files import Steps, begin_worker, decode_files
+from robust_core.image_files import Steps, decode_files
+from robust_core.workers import begin_quiet_worker
 
 __all__ = ["decoded_in_order", "usable_processors", "workers_for"]
 
@@ -55,7 +56,7 @@ def decoded_in_order(
         for chunk in chunks:
             yield from decode_files(paths[chunk], digests[chunk], steps)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_quiet_worker)
     waiting: deque[Future[list[_Result]]] = deque()
     try:
         for chunk in chunks:

@@ -12,6 +12,7 @@ from starts import start
 
 from ancra import cli
 from ancra.networks import build_network
+from ancra.plan import AncraPlan
 from robust_core.models import build_model, load_weights
 
 SMALL = [
@@ -27,6 +28,9 @@ def test_a_script_trains_tests_and_reports(script, folders, tmp_path):
     run = tmp_path / "model/ANCRA-strategy-random_adv-alpha-1.0-beta-6.0-zeta-3.0-seed-1"
     for name in ("model-1.pt", "model-2.pt", "model-wrn-last.pt", "best_adv_model.pt"):
         load_weights(build_network("resnet8-s2", 10), run / name)
+    # what --overwrite takes away besides the core's own best.pt
+    mine = {path for pattern in AncraPlan().published_files({}) for path in run.glob(pattern)}
+    assert mine == set(run.glob("*.pt")) - {run / "best.pt"}
     assert "Test: PGD-40 Accuracy_adv" in done.stdout
     assert (run / "report/report.html").exists()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -263,6 +263,24 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("damaged", "left"), [(False, {"mine.pth", "b-1.pth"}), (True, {"mine.pth", "a-1.pth"})]
+)
+def test_what_a_paper_wrote_is_overwritten_too(tmp_path, damaged, left):
+    run = RunDirectory.create(tmp_path / "run", {"config": {"name": "a"}})
+    for name in ("a-1.pth", "b-1.pth", "mine.pth"):
+        (run.path / name).write_text("x")
+    (run.path / "a-folder.pth").mkdir()
+    if damaged:
+        (run.path / "config.json").write_text("{")
+
+    def published(settings):
+        return [f"{settings.get('name', 'b')}-*.pth"]
+
+    RunDirectory.create(run.path, {"config": {"name": "b"}}, overwrite=True, published=published)
+    assert {path.name for path in run.path.iterdir()} == {"config.json", "a-folder.pth", *left}
+
+
 def test_opening_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="is no run directory"):
         RunDirectory.open(tmp_path)

@@ -122,6 +122,16 @@ def test_what_cannot_begin_leaves_no_run(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_no_step_at_all_is_one_sentence(config, tmp_path):
+    class Idle(Plan):
+        def phases(self, config, epoch_steps):
+            return []
+
+    with pytest.raises(UserError, match="leave no step to train"):
+        execute(config, Idle(), tmp_path / "run", say=lambda _: None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_goes_on_elsewhere_is_left_alone(config, tmp_path):
     run = execute(config, Plan(), tmp_path / "run", say=lambda _: None)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}

@@ -19,6 +19,7 @@ from starts import start
 
 from part import regional
 from part.cli import train_eval_part, train_eval_part_t
+from part.plan import PartPlan
 from robust_core.models import build_model, load_weights
 
 SCRIPTS = {
@@ -37,6 +38,10 @@ def test_a_script_trains_tests_and_reports(script, folders, tmp_path, name):
     for file in files:
         model = build_model("resnet8-s2", 10)
         load_weights(model, run / file)
+    # what --overwrite takes away
+    assert set(run.glob("*.pth")) == {
+        path for mine in PartPlan().published_files({}) for path in run.glob(mine)
+    }
     assert "CIFAR-10: 60 training images as image files, not the official release" in done.stdout
     assert re.search(r"PGD===\nTest: Accuracy: \d+/10 \(\d+\.\d\d%\), Robust Accuracy: \d+/10", done.stdout)
     assert "MMA===" in done.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,11 @@ class AncraPlan(Plan[AncraConfig]):
                 write_tensors(folder / f"model-{number}.pt", model.state_dict())
 
         return write
+
+    def published_files(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of the state dicts, the numbered ones as a pattern."""
+        del settings
+        return (NEWEST, BEST, "model-[0-9]*.pt")
 
     def conclude(self, session: Session[AncraConfig]) -> dict[str, Any]:
         """Test natural images, PGD-20, PGD-40 (step 0.007) and AutoAttack; write the chosen weights and the gallery."""

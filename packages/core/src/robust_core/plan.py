@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -64,6 +64,11 @@ class Plan(Protocol[Config]):
         del config, folder
         return _no_export
 
+    def published_files(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """Return the patterns of the files that a run with these settings writes beside the core's: none."""
+        del settings
+        return ()
+
     def conclude(self, session: Session[Config]) -> dict[str, Any]:
         """Evaluate the trained network and return what ``finished.json`` holds."""
         ...
@@ -113,6 +118,10 @@ class Beginning(Plan[Config]):
     def export(self, config: Config, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
         """Return the plan's own."""
         return self.plan.export(config, folder)
+
+    def published_files(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """Return the plan's patterns."""
+        return self.plan.published_files(settings)
 
     def conclude(self, session: Session[Config]) -> dict[str, Any]:
         """Return nothing: the runs that go on from here are evaluated at their own ends."""

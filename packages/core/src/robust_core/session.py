@@ -67,6 +67,8 @@ def execute(
     config.validate_for(data[0].info)
     epoch_steps = steps_per_epoch(len(data[0]), config.batch_size)
     phases = plan.phases(config, epoch_steps)
+    if not phases:
+        raise UserError("These settings leave no step to train; give --epochs 1 or more.")
     # compiled or not as the runs that go on from here, which are only then equal to the bit
     whole: Plan[Config] = plan.plan if isinstance(plan, Beginning) else plan
     machine, notes = resolve_machine(
@@ -90,7 +92,9 @@ def execute(
         if processes.is_main:
             for note in notes:
                 say(note)
-            session.run = RunDirectory.create(path, record, overwrite=overwrite)
+            session.run = RunDirectory.create(
+                path, record, overwrite=overwrite, published=plan.published_files
+            )
             if fork_from is not None:
                 _fork(fork_from, session.run)
         processes.barrier()

@@ -77,6 +77,8 @@ _DATA = {
     "Cifar": "cifar10",
     "shapes": "shapes-grouped",
 }
+_ROOTS = {"CUB": "cub", "CelebA": "celebA", "Covid": "dataset", "CIFAR10": "data", "Cifar": "data"}
+"""Where the images of a data set are sought without --root-dir: the core's defaults, in the present folder."""
 _PATHS = ("root_dir", "data_dir", "metadata", "cache_dir", "pretrained", "pth_name", "warm_start")
 _REPLACED = {"epochs": ("natural_steps", "main_steps", "schedule")}
 CIFAR_RATE = 0.01
@@ -126,7 +128,11 @@ def resolve(given: Mapping[str, Any]) -> tuple[GdroConfig, list[str]]:
     if given.get("train_type") == "CGD":
         values["robust_step_size"] = CGD_STEP
     values.update(scale_defaults(SCALES.get(str(given.get("scale", "paper")), {}), given, _REPLACED))
-    config = GdroConfig(**{**values, **given})
+    chosen = {**values, **given}
+    place = _ROOTS.get(chosen.get("dataset", ""))
+    if place and not (chosen.get("root_dir") or chosen.get("data_dir")):
+        chosen["root_dir"] = str(Path(place).absolute())  # so that --resume finds it from any folder
+    config = GdroConfig(**chosen)
     config.validate()
     one_process = "LOCAL_RANK" not in os.environ  # torchrun gives each process a GPU of its own
     if torch.cuda.is_available() and config.device == "auto" and one_process:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import glob
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gdro_at.config import GdroConfig
 from gdro_at.data import load_groups
 from gdro_at.networks import build_network
 from gdro_at.phases import IMAGENET, build_phases, method_title, rule_settings
-from gdro_at.run_logs import COUNTS, TEST_ROW, counts_text, write_logs
+from gdro_at.run_logs import COUNTS, TEST_ROW, counts_text, log_files, write_logs
 from gdro_at.suites import BUDGETS, final_protocol, sweep_protocol
 from gdro_at.validation import (
     TestAttack,
@@ -57,6 +58,8 @@ class GdroPlan(Plan[GdroConfig]):
     def data(self, config: GdroConfig, say: Say) -> Data:
         """Return training, validation and test images with groups."""
         train, validation, test = load_groups(config, say)
+        if config.is_combine and validation is not None:
+            validation_halves(validation, config.seed)  # refuses too few before anything is trained
         say(counts_text({"Training Data": train, "Validation Data": validation, "Test Data": test}).rstrip())
         return train, validation, test
 
@@ -133,6 +136,10 @@ class GdroPlan(Plan[GdroConfig]):
             write_logs(config, folder)
 
         return write
+
+    def published_files(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """Return the patterns of state dicts and logs, which begin with the run's ``--name-index``."""
+        return (f"{glob.escape(str(settings.get('name_index', '')))}*_model.pth", *log_files(settings))
 
     def conclude(self, session: Session[GdroConfig]) -> dict[str, Any]:
         """Test per group under the test attack, APGD, the suite and other budgets; write logs, weights, gallery."""

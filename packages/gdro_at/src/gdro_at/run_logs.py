@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from robust_core.errors import UserError
 from robust_core.storage import write_whole
 from robust_core.training import RunDirectory
 
-__all__ = ["counts_text", "write_logs"]
+__all__ = ["counts_text", "log_files", "write_logs"]
 
 TEST_ROW = "test.json"
 COUNTS = "counts.txt"
@@ -32,6 +33,13 @@ def counts_text(parts: Mapping[str, ImageSet | None]) -> str:
         names = part.info.groups or part.info.classes
         lines += [f"    {name}: n = {int((part.groups == group).sum())}" for group, name in enumerate(names)]
     return "\n".join(lines) + "\n"
+
+
+def log_files(settings: Mapping[str, Any]) -> list[str]:
+    """Return the patterns of the files that a run with these settings writes as logs."""
+    name, text = (glob.escape(str(settings.get(key, ""))) for key in ("name_index", "log_dir_text"))
+    tables = (f"{name}{split}.csv" for split in ("train", "val", "test"))
+    return [*tables, f"{name}[FT]{text}", COUNTS, TEST_ROW]
 
 
 def write_logs(config: GdroConfig, folder: Path) -> None:

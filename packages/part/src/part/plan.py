@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +51,11 @@ class PartPlan(Plan[PartConfig]):
             write_tensors(folder / name, model.state_dict())
 
         return write
+
+    def published_files(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """Return the patterns of the state dicts that ``export`` writes."""
+        del settings
+        return ("pre_part*_epoch*.pth", "part_epoch*.pth", "model-epoch*.pth")
 
     def conclude(self, session: Session[PartConfig]) -> dict[str, Any]:
         """Test as published (PGD-20, MMA, AutoAttack), print the published lines, write the gallery."""

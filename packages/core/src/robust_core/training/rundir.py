@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,18 @@ class RunDirectory:
         self.checkpoints = CheckpointStore(path / "checkpoints")
 
     @classmethod
-    def create(cls, path: Path, record: dict[str, Any], *, overwrite: bool = False) -> RunDirectory:
+    def create(
+        cls,
+        path: Path,
+        record: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        published: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: (),
+    ) -> RunDirectory:
         """Begin a run; ``record`` holds "config", "machine" and "data".
+
+        ``published`` gives, for the settings of the run that ``overwrite`` replaces, the patterns of the files that its
+        paper wrote beside the core's; they go too.
 
         Raises:
             UserError: if the directory holds a run already and ``overwrite`` is not set, or cannot be written.
@@ -57,7 +69,7 @@ class RunDirectory:
                     f"'{path}' already holds a run; continue it with --resume {path}, start it anew with "
                     "--overwrite, or choose another --run-dir."
                 )
-            _clear(path)
+            _clear(path, published(_settings(path)))
         record = {**record, "commit": commit_of_source()}
         write_json(path / "config.json", record)
         return cls(path, record)
@@ -190,10 +202,20 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         raise told(error, path) from error
 
 
-def _clear(path: Path) -> None:
-    """Remove what a run wrote, and nothing else that lies in the directory."""
-    import shutil
+def _settings(path: Path) -> Mapping[str, Any]:
+    try:
+        settings: Mapping[str, Any] = RunDirectory.open(path).record["config"]
+    except UserError:  # damaged: replaced like any other
+        return {}
+    return settings
 
+
+def _clear(path: Path, published: Iterable[str]) -> None:
+    """Remove what a run wrote, and nothing else that lies in the directory."""
+    for pattern in published:
+        for file in path.glob(pattern):
+            if file.is_file():
+                file.unlink()
     for name in ("config.json", "metrics.jsonl", "timings.jsonl", "finished.json", "gallery.npz", "best.pt"):
         (path / name).unlink(missing_ok=True)
     for name in ("checkpoints", "evaluation", "adaptive", "report"):

@@ -30,7 +30,7 @@ def validation_halves(validation: ImageSet, seed: int) -> tuple[ImageSet, ImageS
     """Return two halves of the validation images: the first to train the last layer on, the second to select on.
 
     They depend on the seed and the split alone, and have equal shares of each group (of each class, without groups); of
-    an odd number the first gets one more. Images keep their order.
+    an odd number the first gets one more. Images keep their order. ``UserError`` if the second half is empty.
     """
     strata = (validation.labels if validation.groups is None else validation.groups).cpu()
     order = torch.randperm(len(validation), generator=generator_for(seed, "validation halves"))
@@ -42,6 +42,11 @@ def validation_halves(validation: ImageSet, seed: int) -> tuple[ImageSet, ImageS
     first = 2 * place < sizes[strata]
     device = validation.labels.device
     training, selection = (part.nonzero().squeeze(1).to(device) for part in (first, ~first))
+    if not len(selection):
+        raise UserError(
+            f"--is-combine trains the last layer on half of the validation images of each group and selects on the "
+            f"others, but no group has two (images in all: {len(validation)}); take more validation images."
+        )
     return validation.subset(training), validation.subset(selection)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import golden
 import pytest
 import torch
+from runs import image_set, write_folders
 
-from ancra.cli import PUBLISHED_FLAGS, training_script
+from ancra.cli import PUBLISHED_FLAGS, train_cifar10_resnet, training_script
 from ancra.config import ALL_STRATEGIES, AncraConfig
 from ancra.plan import AncraPlan
 from ancra.scripts import SCRIPTS
@@ -218,7 +221,22 @@ def test_mistakes_are_named(words, told):
         settings(*words.split())
 
 
-def test_more_negative_classes_than_there_are():
-    config, _ = settings("--sample_class_number", "10")
-    with pytest.raises(UserError, match="more than the 9 other classes"):
-        config.validate_for(dataset_info("cifar10"))
+@pytest.mark.parametrize(("present", "words"), [(10, ["10"]), (2, ["5"]), (2, ["2"])])
+def test_more_negative_classes_than_the_images_have(present, words):
+    config, _ = settings("--sample_class_number", *words)
+    data = image_set(20)
+    data = replace(data, labels=torch.arange(20) % present)
+    with pytest.raises(UserError, match=rf"{words[0]} is more than the other classes \({present - 1}\)"):
+        config.check_classes(data)
+    replace(config, sample_class_number=present - 1).check_classes(data)
+
+
+def test_images_of_one_class_are_refused_at_the_start(tmp_path, in_process):
+    for folder in write_folders(tmp_path / "one/cifar10").glob("*/*"):
+        if folder.name != "cat":
+            shutil.rmtree(folder)
+    words = ["--data-dir", str(tmp_path / "one"), "--model", "resnet8-s2", "--validation", "2"]
+    done = in_process(train_cifar10_resnet, [*words, "--run-dir", "run"])
+    assert done.code == 2
+    assert "are of one class, so none has a negative; train with --zeta 0" in done.err
+    assert not Path("run").exists()

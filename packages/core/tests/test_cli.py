@@ -151,7 +151,9 @@ def test_configuration_survives_the_file():
 
 
 def test_a_configuration_of_another_version_is_refused():
-    with pytest.raises(UserError, match="settings gone"):
+    with pytest.raises(
+        UserError, match=r"other settings than this script \(gone\): another script or another version"
+    ):
         config_from_dict(RunConfig, {**RunConfig().to_dict(), "gone": 1})
 
 

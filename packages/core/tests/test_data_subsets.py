@@ -75,12 +75,12 @@ def test_a_subset_of_a_subset_keeps_its_positions():
 
 @pytest.mark.parametrize("count", [0, -1, 21])
 def test_impossible_counts_are_refused(count):
-    with pytest.raises(UserError, match=f"A subset of {count} images cannot be taken from CIFAR-10's 20"):
+    with pytest.raises(UserError, match=f"--train-subset {count} is not possible: CIFAR-10 has 20 images"):
         class_balanced_subset(image_set(20, size=2), count, 0)
 
 
 def test_validation_must_leave_something():
-    with pytest.raises(UserError, match="leaves none of CIFAR-10's 20 to train on"):
+    with pytest.raises(UserError, match="leaves none of CIFAR-10's 20 training images"):
         split_validation(image_set(20, size=2), 20, 0)
-    with pytest.raises(UserError, match="A validation split of 21 images"):
+    with pytest.raises(UserError, match="--validation 21 is not possible"):
         split_validation(image_set(20, size=2), 21, 0)

@@ -9,7 +9,7 @@ from ancra.attention import ATTENTIONS
 from ancra.methods import FAMILIES, MILESTONES
 from ancra.negatives import STRATEGIES
 from robust_core.config import RunConfig, expect, option
-from robust_core.data import DatasetInfo
+from robust_core.data import ImageSet
 from robust_core.errors import UserError
 
 __all__ = ["AncraConfig"]
@@ -187,21 +187,22 @@ class AncraConfig(RunConfig):
                 "attacks in evaluation mode)."
             )
 
-    def validate_for(self, info: DatasetInfo) -> None:
-        """Refuse data without classes to be contrasted with.
+    def check_classes(self, train: ImageSet) -> None:
+        """Refuse training images without classes to be contrasted with; a partial copy has fewer than its release.
 
         Raises:
             UserError: for one class, or more negative classes than there are others.
         """
-        super().validate_for(info)
         if not self.contrasted:
             return
-        if info.num_classes < 2:
+        name, present = train.info.title, len(train.labels.unique())
+        if present < 2:
             raise UserError(
-                f"{info.name} has one class, so no image has a negative; train with --zeta 0, or on other data."
+                f"The training images of {name} are of one class, so none has a negative; train with --zeta 0, or on "
+                "other data."
             )
-        if self.sample_class_number > info.num_classes - 1:
+        if self.sample_class_number > present - 1:
             raise UserError(
-                f"--sample-class-number {self.sample_class_number} is more than the {info.num_classes - 1} other "
-                f"classes of {info.name}; lower it."
+                f"--sample-class-number {self.sample_class_number} is more than the other classes ({present - 1}) that "
+                f"{name} has training images of; lower it."
             )

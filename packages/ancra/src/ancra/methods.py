@@ -19,10 +19,10 @@ from ancra.attention import Outputs, attends
 from ancra.losses import exclusion, mart_terms_of, natural_and_robust, pgd_term
 from ancra.negatives import FIRST_STRATEGY_EPOCH, Draws, Negatives, pick_negatives
 from ancra.published import published_train_mode_pgd
-from robust_core.data import Batch, ImageSet
+from robust_core.data import Batch
 from robust_core.errors import UserNote
 from robust_core.training.distributed import gather_rows
-from robust_core.training.method import StepContext, StepResult
+from robust_core.training.method import EpochMethod, StepContext, StepResult
 
 __all__ = ["FAMILIES", "MILESTONES", "Ancra", "ChosenNegatives", "NegativeChoice", "choose_negatives"]
 
@@ -60,7 +60,7 @@ class _Passes(NamedTuple):
 
 
 @dataclass
-class Ancra:
+class Ancra(EpochMethod):
     """ANCRA-PGD, -TRADES or -MART (``family``), or a baseline of it (ANCRA, section 2.5).
 
     The loss is natural + ``beta`` robust + ``zeta`` exclusion, each with its auxiliary part weighted by ``cr``
@@ -92,9 +92,9 @@ class Ancra:
     without_negative: Tensor | None = field(default=None, init=False, repr=False)
     warned: bool = field(default=False, init=False, repr=False)
 
-    def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
-        """Warn, once a run, of anchors that found no negative in the epoch before (``metrics.jsonl`` has them all)."""
-        del data
+    def end_epoch(self, model: nn.Module, context: StepContext) -> Mapping[str, float]:
+        """Warn, once a run, of anchors that found no negative in the epoch (``metrics.jsonl`` has them all)."""
+        del model
         count = 0 if self.without_negative is None else int(self.without_negative)
         if count and not self.warned and context.processes.is_main:
             self.warned = True

@@ -16,6 +16,7 @@ from robust_core.data import DatasetInfo, dataset_info
 from robust_core.errors import UserError
 from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import load_weights
+from robust_core.run_data import Data, Say
 from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
 from robust_core.training import Phase, Rate
@@ -74,6 +75,12 @@ def warm_up_method(config: AncraConfig, num_classes: int, *, steps: int) -> Ancr
 
 class AncraPlan(Plan[AncraConfig]):
     """What ANCRA adds to a session."""
+
+    def data(self, config: AncraConfig, say: Say) -> Data:
+        """Return the core's data; ``UserError`` if there are no classes to be contrasted."""
+        data = super().data(config, say)
+        config.check_classes(data[0])
+        return data
 
     def phases(self, config: AncraConfig, epoch_steps: int) -> list[Phase]:
         """Return natural steps and a warm-up if any, then the method from ``--restart_epoch`` to ``--epochs``."""

@@ -191,6 +191,7 @@ def idle_settings(config: AncraConfig, given: Mapping[str, Any]) -> list[str]:
         "ckpt_url": (config.restart_epoch > 1, "it is read with --restart-epoch above 1"),
         "attack_cr": (auxiliary, "a plain network has no auxiliary logits"),
         "epochs": (not config.main_steps, "--main-steps sets the length"),
+        "curve_images": (not config.selects_best, "--selection best looks at all validation images"),
         "milestones": (config.schedule == "step", "it is about --schedule step"),
         "inner_loss": (
             config.attack_mode == "frozen",

@@ -41,7 +41,9 @@ class RunConfig:
     validation: int = option(1000, "N training images kept apart for curves and selection", group="data")
     subset_seed: int = option(0, "seed that draws --train-subset and --validation", group="data")
     test_images: int = option(0, "evaluate on the first N test images (0: all)", group="data")
-    curve_images: int = option(500, "validation images attacked at each epoch's end", group="data")
+    curve_images: int = option(
+        500, "validation images attacked at each epoch's end (with --selection best: all)", group="data"
+    )
 
     model: str = option("resnet18", "network by name", group="model")
     normalize: bool = option(
@@ -209,9 +211,10 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     required = {entry.name for entry in fields(kind) if entry.default is MISSING}
     odd = sorted(set(values) - known) + sorted(required - set(values))
     if odd:
+        told = ", ".join(odd[:3]) + ", ..." * (len(odd) > 3)
         raise UserError(
-            f"The run's config.json does not fit this version (settings {', '.join(odd)}); "
-            "start the run anew in another --run-dir."
+            f"The run's config.json has other settings than this script ({told}): another script "
+            "or another version began it; resume it with that one, or start the run anew in another --run-dir."
         )
     hints = get_type_hints(kind)
     for entry in fields(kind):

@@ -338,6 +338,7 @@ def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:
         ),
         "low_epsilon": (config.has_small_budget, f"{config.method} has no masks"),
         "epochs": (not config.main_steps, "--main-steps sets the length"),
+        "curve_images": (not config.selects_best, "--selection best looks at all validation images"),
         "warm_up": (
             not config.warm_up_steps and config.method != "natural",
             "--warm-up-steps sets the length, and natural training has none",

@@ -17,17 +17,17 @@ def class_balanced_subset(dataset: ImageSet, count: int, seed: int) -> ImageSet:
 
     Numbers per class differ by at most one, unless a class has too few images: then the others fill in.
     """
-    _check_count(dataset, count, least=1, what="A subset")
+    _check_count(dataset, count, least=1, flag="--train-subset")
     return dataset.subset(_balanced_positions(dataset, count, seed, "subset"))
 
 
 def split_validation(dataset: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return (the rest, ``count`` class-balanced images for validation); 0 leaves validation empty."""
-    _check_count(dataset, count, least=0, what="A validation split")
+    _check_count(dataset, count, least=0, flag="--validation")
     if count == len(dataset):
         raise UserError(
-            f"A validation split of {count} images leaves none of {dataset.info.title}'s {len(dataset)}"
-            " to train on; take fewer."
+            f"--validation {count} leaves none of {dataset.info.title}'s {len(dataset)} training images to train on; "
+            "take fewer."
         )
     taken = _balanced_positions(dataset, count, seed, "validation")
     rest = torch.ones(len(dataset), dtype=torch.bool, device=dataset.labels.device)
@@ -35,11 +35,11 @@ def split_validation(dataset: ImageSet, count: int, seed: int) -> tuple[ImageSet
     return dataset.subset(rest.nonzero().squeeze(1)), dataset.subset(taken)
 
 
-def _check_count(dataset: ImageSet, count: int, least: int, what: str) -> None:
+def _check_count(dataset: ImageSet, count: int, least: int, flag: str) -> None:
     if not least <= count <= len(dataset):
         raise UserError(
-            f"{what} of {count} images cannot be taken from {dataset.info.title}'s {len(dataset)};"
-            f" expected {least} to {len(dataset)}."
+            f"{flag} {count} is not possible: {dataset.info.title} has {len(dataset)} images to take from; expected "
+            f"{least} to {len(dataset)}."
         )
 
 

@@ -156,11 +156,15 @@ class GdroPlan(Plan[GdroConfig]):
         tested = self._figures(config, model, images)
         write_json(folder / TEST_ROW, {"row": tested.pop("row"), "text": tested.pop("text")})
         parts = {"Training Data": session.train_set, "Validation Data": session.validation_set}
-        write_whole(folder / COUNTS, counts_text({**parts, "Test Data": session.test_set}).encode("utf8"))
+        counts = counts_text({**parts, "Test Data": session.test_set}, notes=True)
+        write_whole(folder / COUNTS, counts.encode("utf8"))
         write_logs(config, folder)
         for line in _told(tested):
             session.say(line)
         result = {"method": method_title(config), "seed": config.seed, "test": tested}
+        sets = [part for part in (*parts.values(), session.test_set) if part is not None]
+        if told := [note for part in sets for note in part.notes]:
+            result["data_notes"] = told
         if _preparation(config) is not None:
             note = "images lie outside of [0, 1] under --pixels official, so only the published test attack was run"
             session.say(note)

@@ -23,14 +23,18 @@ TEST_ROW = "test.json"
 COUNTS = "counts.txt"
 
 
-def counts_text(parts: Mapping[str, ImageSet | None]) -> str:
-    """Return how many images each group has in each split, as the published text log begins."""
+def counts_text(parts: Mapping[str, ImageSet | None], *, notes: bool = False) -> str:
+    """Return how many images each group has in each split, as the published text log begins.
+
+    With ``notes`` also what the reader said of a split, such as how many images were left out.
+    """
     lines = []
     for title, part in parts.items():
         lines.append(f"{title}...")
         if part is None or part.groups is None:
             continue
         names = part.info.groups or part.info.classes
+        lines += [f"    {note}" for note in part.notes if notes]
         lines += [f"    {name}: n = {int((part.groups == group).sum())}" for group, name in enumerate(names)]
     return "\n".join(lines) + "\n"
 
@@ -108,7 +112,9 @@ def _text(
         text += f"\nEpoch [{epoch}]:\nTraining:\n"
         text += "".join(line["text"] for line in train if line["epoch"] == epoch)
         for line in (line for line in validated if line["epoch"] == epoch):
-            text += f"\nValidation:\n{line['text']}"
+            text += f"\nValidation:\n{line['text']}\nValidation_nat:\n"
+            average, worst = line["natural_accuracy"], line["natural_worst_group"]
+            text += f"Average acc: {average:.3f}, worst group: {worst:.3f}\n"
             score = line[config.selection_score]
             if line["phase"] != phase:  # the best is sought among the networks of one phase
                 best, phase = float("-inf"), line["phase"]

@@ -34,3 +34,12 @@ def test_the_first_process_downloads_and_the_others_wait(rank, events):
 def test_rows_of_ranks_cover_a_batch_once_or_whole():
     assert [rows_of_rank(5, rank, 2) for rank in range(2)] == [(0, 2), (2, 5)]
     assert [rows_of_rank(1, rank, 2) for rank in range(2)] == [(0, 1), (0, 1)]
+
+
+def test_a_batch_of_fewer_images_than_processes_is_known_to_be_copied():
+    processes = Recorded(1)
+    there = [processes.on_batch(size) for size in (1, 2, 5)]
+    assert [found.copies for found in there] == [2, 1, 1]
+    assert processes.copies == 1
+    assert all(type(found) is Recorded and (found.rank, found.world_size) == (1, 2) for found in there)
+    assert Processes().on_batch(1).copies == 1

@@ -16,6 +16,7 @@ from gdro_at.attacks import TrainingAttack
 from gdro_at.baselines import Cfa, Dafa, Fat, Wat
 from gdro_at.baselines.base import EpochPlace, UniformAttack, global_loss, place_of
 from gdro_at.baselines.cfa import (
+    Budgets,
     average_weights,
     cfa_loss,
     kept_share,
@@ -174,6 +175,10 @@ def test_cfa_units_of_equal_accuracy_have_equal_budgets(values):
     assert (eps[order].diff() >= 0).all()
     assert (robust[order].diff() >= 0).all()
     assert 0.5 * EPS - 1e-6 <= float(eps.min()) <= float(eps.max()) <= 1.5 * EPS + 1e-6
+    before = Budgets(torch.tensor([0.01, 0.02, 0.03]), torch.tensor([0.1, 0.2, 0.3]))
+    unseen = unit_budgets(torch.tensor([0.5, math.nan, 0.5]), eps=EPS, beta=6.0, before=before)
+    assert unseen.eps.tolist() == pytest.approx([EPS, 0.02, EPS])
+    assert unseen.robust_shares.tolist() == pytest.approx([6 / 7, 0.2, 6 / 7])
     same_for_all = unit_budgets(torch.full_like(accuracies, 0.5), eps=EPS, beta=6.0)
     assert same_for_all.eps.tolist() == pytest.approx([EPS] * len(values))
 

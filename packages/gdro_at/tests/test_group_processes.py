@@ -99,11 +99,51 @@ def test_weights_and_losses_stay_those_of_one_process_over_uneven_batches(birds,
     both(*words, "--run-dir", tmp_path / "two")
     lines = [metrics(tmp_path / name, "groups") for name in ("one", "two")]
     assert len(lines[0]) == len(lines[1]) == 4
-    for one, two in zip(lines[0][:3], lines[1][:3], strict=True):
+    for one, two in zip(*lines, strict=True):
         assert two["natural_weights"] == pytest.approx(one["natural_weights"], abs=1e-3)
         assert two["adversarial_weights"] == pytest.approx(one["adversarial_weights"], abs=1e-3)
         counts = [name for name in one["row"] if "count" in name]
         assert [two["row"][name] for name in counts] == [one["row"][name] for name in counts]
+
+
+LAST_BATCH = {
+    "erm": (["--robust", "--train_grad"], "groups"),
+    "CFA": (["--epsilon", "8/255"], "refresh"),
+    "DAFA": ([], "refresh"),
+    "CGD": ([], "step"),
+    "FAT": ([], "step"),
+    "WAT": ([], "step"),
+    "trades": ([*GDRO[2:], "--weights", "corrected"], "groups"),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [name if name == "erm" else pytest.param(name, marks=pytest.mark.slow) for name in LAST_BATCH]
+)
+def test_a_last_batch_of_one_image_counts_once_on_two_processes(case, birds, tmp_path):
+    # 16 images make batches of 5, 5, 5 and 1; each process has that last image
+    given, kind = LAST_BATCH[case]
+    words = [*WATERBIRDS, birds, "--train_type", case, *CLOSE, *given, "--batch_size", "5", "--lr", "0"]
+    words += ["--weight_decay", "0", "--momentum", "0.9", "--log_every", "1", "--selection", "last"]
+    words = [str(word) for word in words]
+    assert run_undrawn([*words, "--run-dir", str(tmp_path / "one")]) == 0
+    both(*words, "--run-dir", tmp_path / "two")
+    lines = [metrics(tmp_path / name, kind) for name in ("one", "two")]
+    assert len(lines[0]) == len(lines[1]) > 0
+    for one, two in zip(*lines, strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            if not isinstance(value, str):
+                assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    states = [last_checkpoint(tmp_path / name) for name in ("one", "two")]
+    close(*(state["model"] for state in states))  # of which the running statistics have moved
+    # with rate 0 the momentum holds the gradients of all steps, the last the most
+    close(
+        *(
+            {str(key): value["momentum_buffer"] for key, value in state["optimizer"]["state"].items()}
+            for state in states
+        )
+    )
 
 
 @pytest.mark.slow

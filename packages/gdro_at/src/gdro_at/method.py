@@ -25,11 +25,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def local_loss(total: Tensor, batch: Batch, context: StepContext) -> Tensor:
     """Return this process's part ``total`` of the global batch's loss in the scale that the loop expects.
 
-    The loop takes the loss of a process as a mean over its images and weighs it by its share of the global batch.
+    The loop takes the loss of a process as a mean over its images and weighs it by its share of the global batch; one
+    that all processes have whole, it divides by their number.
     """
-    world = context.processes.world_size
-    size = context.global_size
-    return total * ((size if size >= world else size * world) / len(batch))
+    return total * (context.global_size / len(batch))
 
 
 @dataclass

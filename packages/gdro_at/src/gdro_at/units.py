@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust_core.training.distributed import Processes
 
-__all__ = ["UnitMeans", "unit_means", "unit_totals", "weighted_sum"]
+__all__ = ["UnitMeans", "sum_over_processes", "unit_means", "unit_totals", "weighted_sum"]
 
 
 class UnitMeans(NamedTuple):
@@ -23,6 +23,19 @@ class UnitMeans(NamedTuple):
 
     means: Tensor
     counts: Tensor
+
+
+def sum_over_processes(totals: Tensor, processes: Processes | None) -> None:
+    """Replace what this process found in its rows of a batch by the sum over all processes, each row counted once.
+
+    Where all have the same rows, those of the first process are taken for the batch: on every process to the bit.
+    """
+    if processes is None or processes.world_size == 1:
+        return
+    if processes.copies > 1:
+        dist.broadcast(totals, src=0)
+    else:
+        dist.all_reduce(totals)
 
 
 def unit_totals(
@@ -42,8 +55,7 @@ def unit_totals(
     # an infinite loss spoils the sum of its own unit only.
     members = units[:, None] == torch.arange(count, device=units.device)
     totals = torch.where(members, rows[:, :, None], 0).sum(dim=1)
-    if processes is not None and processes.world_size > 1:
-        dist.all_reduce(totals)
+    sum_over_processes(totals, processes)
     return totals[:-1], totals[-1]
 
 
@@ -59,7 +71,7 @@ def weighted_sum(values: Tensor, units: Tensor, weights: Tensor, counts: Tensor)
     """Return ``sum_i w_{u(i)} v_i / counts_{u(i)}`` (scalar), with gradient through the values only.
 
     With ``counts`` ``(K,)`` of the global batch this is the local part of ``sum_k w_k L_k``, ``L_k`` the unit means:
-    the sum of it over the processes is that loss.
+    the sum of it over the processes is that loss (their mean, where all have the same rows).
     """
     shares = (weights / counts.clamp(min=1)).detach()
     return (shares[units] * values).sum()

@@ -6,6 +6,7 @@ gradient of the mean over the *global* batch even where the local batches differ
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -31,11 +32,25 @@ PATIENCE = timedelta(hours=12)
 
 
 class Processes:
-    """Rank and number of the processes that train one model (1 without ``torchrun``)."""
+    """Rank and number of the processes that train one model (1 without ``torchrun``).
+
+    ``copies`` is how many of them have the same rows of the batch at hand: 1, or all of them (:meth:`on_batch`).
+    """
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank = rank
         self.world_size = world_size
+        self.copies = 1
+
+    def on_batch(self, size: int) -> Processes:
+        """Return these processes at work on a global batch of ``size`` images.
+
+        One of fewer images than processes goes whole to each (``randomness.rows_of_rank``): what is summed over the
+        processes must then count it once.
+        """
+        found = copy.copy(self)
+        found.copies = 1 if size >= self.world_size else self.world_size
+        return found
 
     @property
     def is_main(self) -> bool:
@@ -129,8 +144,8 @@ def from_main(value: float, device: torch.device | str, processes: Processes) ->
 
 
 def gather_rows(rows: Tensor, processes: Processes) -> Tensor:
-    """Return the rows ``(n_r, ...)`` of all processes, rank after rank, on every process."""
-    if processes.world_size == 1:
+    """Return the rows ``(n_r, ...)`` of all processes, rank after rank, on every process; copies once."""
+    if processes.world_size == 1 or processes.copies > 1:
         return rows
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(processes.world_size)]
     dist.all_gather(sizes, torch.tensor([rows.shape[0]], device=rows.device))

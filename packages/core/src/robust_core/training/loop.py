@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from robust_core.training.machine import Machine
 from robust_core.training.method import EpochMethod, Phase, StepContext, StepResult, micro_batches
 from robust_core.training.progress import Progress
 from robust_core.training.rundir import RunDirectory
-from robust_core.training.sync_norm import synchronise_batch_norm
+from robust_core.training.sync_norm import count_copies_once, synchronise_batch_norm
 
 __all__ = ["Hooks", "LoopSettings", "Training"]
 
@@ -204,12 +204,14 @@ class Training:
             refreshed = phase.method.begin_epoch(self.data, context)
             if refreshed and self.processes.is_main:
                 self.run.log({"kind": "refresh", "step": step + 1, "epoch": epoch, **refreshed})
+        context = replace(context, processes=self.processes.on_batch(size))
+        count_copies_once(self.model, context.processes.copies)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for piece, piece_context in micro_batches(batch, context, self.settings.accumulate):
             result = phase.method.loss(self.model, piece, piece_context)
-            share = len(piece) / (size if size >= world else size * world)
+            share = len(piece) / (size * context.processes.copies)
             torch.autograd.backward(result.loss * share)
             _add(sums, result, share)
         sum_gradients(self.model.parameters(), self.processes)

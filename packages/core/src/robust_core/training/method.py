@@ -30,7 +30,8 @@ class StepResult(NamedTuple):
 class StepContext:
     """Where in the run a step stands, the network to attack, and randomness for exactly this step.
 
-    ``rows`` are the rows of the global batch (of ``global_size`` images) that the given batch holds;
+    ``rows`` are the rows of the global batch (of ``global_size`` images) that the given batch holds; all of them in
+    each of the ``processes`` if there are fewer images than processes (``processes.copies``).
     ``validation`` are the validation images, if any, for methods that weigh by what they see there.
     """
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["SynchronisedBatchNorm2d", "synchronise_batch_norm"]
+__all__ = ["SynchronisedBatchNorm2d", "count_copies_once", "synchronise_batch_norm"]
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -30,7 +30,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """``BatchNorm2d`` whose training statistics are those of the global batch; same state dict."""
+    """``BatchNorm2d`` whose training statistics are those of the global batch; same state dict.
+
+    ``copies`` is how many processes have the same rows, which are the batch then (:func:`count_copies_once`).
+    """
+
+    copies = 1
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(n, C, H, W)``; in evaluation mode or with one process as ``BatchNorm2d``."""
@@ -55,7 +60,15 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, momentum)
+            count = count / self.copies
             self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+
+
+def count_copies_once(model: nn.Module, copies: int) -> None:
+    """Tell synchronised norms how many processes have the same rows of the batch that comes."""
+    for module in model.modules():
+        if isinstance(module, SynchronisedBatchNorm2d):
+            module.copies = copies
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:

@@ -25,7 +25,6 @@ __all__ = [
     "Passes",
     "UniformAttack",
     "global_loss",
-    "images_in",
     "named_figures",
     "passes_of",
     "place_of",
@@ -81,21 +80,12 @@ def passes_of(
     return Passes(natural, attacked, context.logits(model, images) if twice else natural)
 
 
-def images_in(context: StepContext) -> int:
-    """Return how many images the processes together have in this step.
-
-    More than the global batch holds where that is smaller than their number: each then has all of it.
-    """
-    size, world = context.global_size, context.processes.world_size
-    return size if size >= world else size * world
-
-
 def global_loss(total: Tensor, counts: Tensor, batch: Batch, context: StepContext) -> Tensor:
     """Return the loss of this process, whose part of the global loss is ``total``; ``counts`` ``(K,)`` of units.
 
     A piece of a batch (gradient accumulation) counts for its share of the images: its means are its own.
     """
-    return local_loss(total * (counts.sum() / images_in(context)), batch, context)
+    return local_loss(total * (counts.sum() / context.global_size), batch, context)
 
 
 class EpochPlace(NamedTuple):

@@ -18,7 +18,6 @@ from gdro_at.attacks import validation_logits
 from gdro_at.baselines.base import (
     Baseline,
     UniformAttack,
-    images_in,
     named_figures,
     passes_of,
     place_of,
@@ -65,16 +64,26 @@ def official_training_accuracies(right: Tensor, seen: Tensor) -> Tensor:
 
 
 def unit_budgets(
-    accuracies: Tensor, *, eps: float, beta: float, eps_offset: float = 0.5, beta_offset: float = 0.5
+    accuracies: Tensor,
+    *,
+    eps: float,
+    beta: float,
+    eps_offset: float = 0.5,
+    beta_offset: float = 0.5,
+    before: Budgets | None = None,
 ) -> Budgets:
     """Return ``eps_k = (lambda1 + t_k) eps`` and the share of ``beta_k = (lambda2 + t_k) beta``.
 
-    ``accuracies`` ``(K,)`` are the robust training accuracies ``t_k``; where NaN (a unit that was not seen) eps and
-    beta stay as they are. The offsets are the published lambda1 and lambda2 (fair_baselines, section 6).
+    ``accuracies`` ``(K,)`` are the robust training accuracies ``t_k``; where NaN (a unit that was not seen) its
+    budgets stay as they were ``before`` (None: eps and beta). The offsets are the published lambda1 and lambda2
+    (fair_baselines, section 6).
     """
     unseen = accuracies.isnan()
     of_eps, of_beta = (torch.where(unseen, 1.0, accuracies + offset) for offset in (eps_offset, beta_offset))
-    return Budgets(of_eps * eps, _share(of_beta * beta))
+    found = Budgets(of_eps * eps, _share(of_beta * beta))
+    if before is None:
+        return found
+    return Budgets(*(torch.where(unseen, *pair) for pair in zip(before, found, strict=True)))
 
 
 def _share(beta: Tensor) -> Tensor:
@@ -183,6 +192,7 @@ class Cfa(Baseline):
                     beta=self.beta,
                     eps_offset=self.eps_offset,
                     beta_offset=self.beta_offset,
+                    before=self.budgets,
                 )
         assert self.budgets is not None
         known = named_figures("robust_training_accuracy", accuracies.nan_to_num())
@@ -207,7 +217,7 @@ class Cfa(Baseline):
             batch.labels,
             self.budgets.robust_shares[units],
             factor=OFFICIAL_FACTOR if self.official else 1.0,
-            size=images_in(context),
+            size=context.global_size,
         )
         return StepResult(local_loss(total, batch, context), passes.figures(batch.labels))
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdro_at.attacks import TrainingAttack
 from gdro_at.baselines.base import global_loss, passes_of
 from gdro_at.method import UnitMethod, accuracy
-from gdro_at.units import unit_means, weighted_sum
+from gdro_at.units import sum_over_processes, unit_means, weighted_sum
 from gdro_at.weights import GroupRule, RuleState, step
 from robust_core.data import Batch, ImageSet
 from robust_core.training.distributed import Processes
@@ -61,8 +60,7 @@ def unit_gradients(
         )
         rows.append(torch.cat([part.reshape(-1) for part in parts]))
     gradients = torch.stack(rows)
-    if processes is not None and processes.world_size > 1:
-        dist.all_reduce(gradients)
+    sum_over_processes(gradients, processes)
     return gradients
 
 

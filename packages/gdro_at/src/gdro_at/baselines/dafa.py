@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gdro_at.baselines.base import Baseline, Passes, images_in, named_figures, place_of
+from gdro_at.baselines.base import Baseline, Passes, named_figures, place_of
 from gdro_at.method import local_loss
 from gdro_at.units import unit_totals
 from robust_core.data import Batch, ImageSet
@@ -154,7 +154,7 @@ class Dafa(Baseline):
         natural = context.logits(model, batch.images)
         if not self.warm:
             self._collect(attacked, batch.labels, context)
-        terms = dafa_terms(natural, attacked, batch.labels, weights, size=images_in(context))
+        terms = dafa_terms(natural, attacked, batch.labels, weights, size=context.global_size)
         figures = Passes(natural, attacked, natural).figures(batch.labels)
         return StepResult(local_loss(terms.natural + self.beta * terms.robust, batch, context), figures)
 

@@ -150,6 +150,7 @@ class UDR(EpochMethod):
             )
         sizes = delta.abs().flatten(1).mean(dim=1)
         seen = torch.stack([sizes.sum(), torch.full_like(sizes, 1.0).sum()]).float()
+        seen = seen / context.processes.copies  # the sum over the processes counts each image once
         self.totals = seen if self.totals is None else self.totals + seen
         found = self._outer()(model, images, images + delta, batch.labels, context)
         figures = {"lamda": torch.full_like(sizes[0], self.learned), "perturbation": sizes.mean()}

@@ -17,7 +17,6 @@ from gdro_at.attacks import validation_logits
 from gdro_at.baselines.base import (
     Baseline,
     global_loss,
-    images_in,
     named_figures,
     passes_of,
     present_units,
@@ -169,7 +168,7 @@ class Wat(Baseline):
                 natural_weights=self.weights,
                 boundary_weights=self.weights,
                 beta=self.beta,
-                size=images_in(context),
+                size=context.global_size,
             )
             return StepResult(local_loss(total, batch, context), passes.figures(batch.labels))
         _, counts = unit_totals([], units, self.units, context.processes)

@@ -420,9 +420,9 @@ def png(mode, size=(20, 20)):
     return stream.getvalue()
 
 
-def gif():
+def other(kind):
     stream = io.BytesIO()
-    Image.new("L", (20, 20)).save(stream, "GIF")
+    Image.new("L", (20, 20)).save(stream, kind)
     return stream.getvalue()
 
 
@@ -430,8 +430,11 @@ UNREADABLE = {
     "empty": (b"", "it is empty"),
     "text": (b"no image at all", "no PNG, JPEG, BMP in it"),
     "cut short": (None, "truncated"),
-    "another format": (gif(), "no PNG, JPEG, BMP in it"),
-    "16 bits": (png("I;16"), "it has more than 8 bits per channel"),
+    "GIF": (other("GIF"), "it is GIF, but only PNG, JPEG and BMP are accepted"),
+    "TIFF": (other("TIFF"), "it is TIFF, but only PNG"),
+    "WebP": (other("WEBP"), "it is WebP, but only PNG"),
+    "HEIF": (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "it is HEIF or AVIF, but only PNG"),
+    "16 bits": (png("I;16"), "it has more than 8 bits per channel, and only 8 are accepted"),
     "bomb": (png("1", (20_000, 10_000)), "exceeds limit"),
 }
 
@@ -441,7 +444,7 @@ def test_an_unreadable_image(root, kind, no_decoding):
     content, why = UNREADABLE[kind]
     path = root / name_of(4)
     path.write_bytes(path.read_bytes()[:700] if content is None else content)
-    named = rf"The image .*toy/4\.png \(row 6 of .*metadata\.csv\) is truncated or corrupt \(.*{why}.*\); replace it"
+    named = rf"The image .*toy/4\.png \(row 6 of .*metadata\.csv\) cannot be used \(.*{why}.*\); replace it"
     with pytest.raises(UserError, match=named):
         load(root)
     assert not list((root / ".decoded").glob("*.pixels"))

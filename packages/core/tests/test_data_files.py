@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fake_data import encoded, svhn_file, write_archive, write_folders, write_tiny_imagenet
+from PIL import Image
 from scipy.io import savemat
 
 from robust_core.data import dataset_info, load_dataset
@@ -25,6 +27,12 @@ def load(name, root, split="train"):
 def write_svhn(base, labels, split="train"):
     base.mkdir(exist_ok=True)
     (base / f"{split}_32x32.mat").write_bytes(svhn_file(labels))
+
+
+def sixteen_bits():
+    stream = io.BytesIO()
+    Image.new("I;16", (32, 32)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def test_order_helpers():
@@ -91,14 +99,15 @@ def test_a_missing_split_an_unknown_class_and_no_image(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (encoded(1)[:-30], "truncated or corrupt"),
-        (encoded(1, "JPEG")[:300], "truncated or corrupt"),
-        (b"", r"truncated or corrupt \(it is empty\)"),
-        (encoded(1)[:40] + b"\xff\xff" + encoded(1)[42:], "truncated or corrupt"),
-        (encoded(1, "GIF"), r"truncated or corrupt \(no PNG, JPEG, BMP in it\)"),
+        (encoded(1)[:-30], "cannot be used"),
+        (encoded(1, "JPEG")[:300], "cannot be used"),
+        (b"", r"cannot be used \(it is empty\)"),
+        (encoded(1)[:40] + b"\xff\xff" + encoded(1)[42:], "cannot be used"),
+        (encoded(1, "GIF"), r"cannot be used \(it is GIF, but only PNG, JPEG and BMP are accepted\)"),
+        (sixteen_bits(), r"cannot be used \(it has more than 8 bits per channel"),
         (encoded(1, size=31), "has 31x31 pixels, expected 32x32"),
     ],
-    ids=["cut PNG", "cut JPEG", "empty", "flipped bytes", "GIF", "size"],
+    ids=["cut PNG", "cut JPEG", "empty", "flipped bytes", "GIF", "16 bits", "size"],
 )
 def test_a_bad_image_is_named(tmp_path, content, message):
     write_folders(tmp_path, COUNTS, "train")
@@ -137,7 +146,7 @@ def test_an_archive_comes_in_turn(tmp_path):
     with pytest.raises(UserError, match=r"cifar10-jpeg-test.tar.xz is missing"):
         load("cifar10", tmp_path, "test")
     write_archive(path, [*members, ("train/bird/1.jpg", encoded(3, "JPEG")[:200])])
-    with pytest.raises(UserError, match=r"image .*tar.xz:train/bird/1.jpg is truncated or corrupt"):
+    with pytest.raises(UserError, match=r"image .*tar.xz:train/bird/1.jpg cannot be used"):
         load("cifar10", tmp_path)
 
 
@@ -234,7 +243,7 @@ def test_damaged_tiny_imagenet(tmp_path):
     folder = write_tiny_imagenet(tmp_path)
     bad = folder / "train" / "n02" / "images" / "n02_1.JPEG"
     bad.write_bytes(bad.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"n02_1.JPEG is truncated or corrupt"):
+    with pytest.raises(UserError, match=r"n02_1.JPEG cannot be used"):
         load("tiny-imagenet", tmp_path)
     (folder / "val" / "images" / "val_0.JPEG").unlink()
     with pytest.raises(UserError, match=r"image .*val_0.JPEG cannot be read"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -32,6 +33,13 @@ __all__ = [
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP")
 MAX_FILE_BYTES = 256 << 20
 _WIDE_MODES = ("I", "F")  # and "I;16", "I;16B", ...: more than 8 bits per channel
+_OTHER_FORMATS = {
+    "GIF": re.compile(rb"GIF8"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "HEIF or AVIF": re.compile(rb"....ftyp(?:avi|hei|hev|mif|msf)", re.DOTALL),
+}
+"""How files of other formats begin: whole ones are not to be called damaged."""
 _DAMAGED = (
     OSError,
     SyntaxError,  # a broken PNG
@@ -45,7 +53,7 @@ _DAMAGED = (
 
 
 class DamagedImage(Exception):
-    """An image that cannot be decoded; the text is the reason, for the brackets of a sentence."""
+    """An image that is damaged, or of a kind that is not accepted; the text is why, for a sentence's brackets."""
 
 
 class Steps(NamedTuple):
@@ -85,8 +93,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return an opened image decoded to 8-bit RGB; grey, palette and transparent ones are converted.
 
     Raises:
-        DamagedImage: if the file is truncated or corrupt.
+        DamagedImage: if the file is truncated or corrupt, or has more than 8 bits per channel.
     """
+    if image.mode.startswith(_WIDE_MODES):  # the conversion would cut values off instead of scaling them
+        raise DamagedImage("it has more than 8 bits per channel, and only 8 are accepted")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -98,7 +108,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _damage(error: Exception, content: bytes) -> DamagedImage:
     if isinstance(error, UnidentifiedImageError):  # its text shows the address of our buffer
-        return DamagedImage(f"no {', '.join(IMAGE_FORMATS)} in it" if content else "it is empty")
+        if not content:
+            return DamagedImage("it is empty")
+        other = next((name for name, begin in _OTHER_FORMATS.items() if begin.match(content)), None)
+        accepted = f"{', '.join(IMAGE_FORMATS[:-1])} and {IMAGE_FORMATS[-1]} are accepted"
+        return DamagedImage(
+            f"it is {other}, but only {accepted}" if other else f"no {', '.join(IMAGE_FORMATS)} in it"
+        )
     return DamagedImage(plain_error(error))
 
 
@@ -160,8 +176,6 @@ def _decode_file(path: str, digest: str, steps: Steps) -> bytes | str | None:
         return None
     try:
         image = open_image(content)
-        if image.mode.startswith(_WIDE_MODES):  # the conversion would cut values off instead of scaling them
-            return "it has more than 8 bits per channel"
         return prepared(to_rgb(image), steps).tobytes()
     except DamagedImage as error:
         return str(error)

@@ -235,7 +235,7 @@ class _Work:
 
     def sentence(self, left_out: dict[int, str]) -> str:
         row = min(left_out)
-        why = "is missing" if self.states[row].size < 0 else f"is truncated or corrupt ({left_out[row]})"
+        why = "is missing" if self.states[row].size < 0 else f"cannot be used ({left_out[row]})"
         return f"The image {self.paths[row]} ({row_of(self.part, row)}) {why}"
 
     def notes(self, left_out: dict[int, str]) -> list[str]:

@@ -112,9 +112,7 @@ def _decode(name: str, content: bytes, size: int) -> NDArray[np.uint8]:
         if image.size == (size, size):  # looked at before any pixel is decoded
             return np.asarray(to_rgb(image))
     except DamagedImage as error:
-        raise UserError(
-            f"The image {name} is truncated or corrupt ({error}); replace or remove it."
-        ) from error
+        raise UserError(f"The image {name} cannot be used ({error}); replace or remove it.") from error
     width, height = image.size
     raise UserError(
         f"The image {name} has {width}x{height} pixels, expected {size}x{size}; resize or remove it."

@@ -141,6 +141,15 @@ def test_a_wrong_entry_is_named_with_row_and_file(tmp_path, column, value, messa
     assert "\n" not in str(caught.value)
 
 
+def test_a_needed_column_must_occur_once(tmp_path):
+    rows = [[*row, row[2]] for row in bird_rows()]
+    path = write_birds(tmp_path, rows, [*HEADER, "place_filename"])
+    assert len(read_waterbirds(tmp_path)) == 12
+    write_csv(path, [*HEADER, "y"], rows)
+    with pytest.raises(UserError, match=r"metadata.csv has 2 columns called 'y'; keep one of them"):
+        read_waterbirds(tmp_path)
+
+
 def test_a_missing_column_is_named_with_the_nearest(tmp_path):
     write_birds(tmp_path, header=["img_id", "img_filenames", *HEADER[2:]])
     with pytest.raises(

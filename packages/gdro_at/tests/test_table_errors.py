@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,11 @@ def test_an_image_that_cannot_be_had(expt, root, damage):
     assert "1 of 16 training images of Waterbirds were left out" in done.out
     counts = Path("run/counts.txt").read_text(encoding="utf8")
     assert f"n = {COUNTS[0][0] - 1 if rows[position]['place'] == '0' else COUNTS[0][0]}" in counts
-    assert finished(Path("run"))["test"]["natural_accuracy"] >= 0
+    for file in ("counts.txt", "unitFlog.txt"):
+        assert "1 of 16 training images of Waterbirds were left out" in Path("run", file).read_text("utf8")
+    result = finished(Path("run"))
+    assert any("1 of 16 training images" in note for note in result["data_notes"])
+    assert result["test"]["natural_accuracy"] >= 0
 
 
 def test_celeba_is_checked_alike(expt, tmp_path):
@@ -135,3 +140,82 @@ def test_a_table_with_gaps_is_refused(expt, root):
     change(path, 2, place="3")
     refused(expt, words, f"Row 4 of {path}", "leaves a gap")
     refused(expt, [*words, "--metadata", "none.csv"], "none.csv does not exist")
+
+
+def test_a_column_that_occurs_twice(expt, root):
+    path = root / "data" / FOLDER / "metadata.csv"
+    header, *rows = path.read_text(encoding="utf8").splitlines()
+    path.write_text("\n".join([f"{header},place", *(f"{row},0" for row in rows)]), encoding="utf8")
+    refused(expt, [*WATERBIRDS, root, *GDRO], f"{path} has 2 columns called 'place'; keep one of them")
+
+
+def test_an_absolute_path_is_to_be_written_relatively(expt, root):
+    path = root / "data" / FOLDER / "metadata.csv"
+    rows = read_list(path)
+    rows[0]["img_filename"] = str(path.parent / rows[0]["img_filename"])
+    write_list(path, rows)
+    refused(
+        expt, [*WATERBIRDS, root, *GDRO], "names no file below the folder of the images", "relative to it"
+    )
+
+
+SHIFT = "-s label_shift_step -d CIFAR10 --minority_fraction .5"
+EMPTIED = [
+    (
+        "-d CUB --root_dir {birds} --fraction 0.01",
+        "--fraction 0.01 leaves no training image at all; take a larger one",
+    ),
+    (
+        "-d CUB --root_dir {birds} --fraction 0.3",
+        "--fraction 0.3 leaves no training image of the group 'waterbird_complete95 = 1, forest2water2 = 1'",
+    ),
+    (
+        "-d table --metadata {list} -t y -c place --train_subset 3",
+        "--train-subset 3 leaves no training image of the group",
+    ),
+    (
+        f"{SHIFT} --imbalance_ratio 100000 --root_dir {{folders}}",
+        "--imbalance-ratio 100000 leaves no training image of the groups",
+    ),
+    (
+        f"{SHIFT} --imbalance_ratio 2 --val_fraction 0.999 --root_dir {{folders}}",
+        "--val-fraction 0.999 leaves no training image at all; take a smaller one",
+    ),
+    (
+        "-d CIFAR10 --validation 55 --root_dir {folders}",
+        "--validation 55 leaves no training image of the groups",
+    ),
+    (
+        "-d CIFAR10 --validation 10 --fraction 0.1 --imbalance_ratio 2 --root_dir {folders}",
+        "--fraction 0.1 leaves no training image of the groups",
+    ),
+    (
+        "-d CIFAR10 --validation 10 --train_subset 9 --root_dir {folders}",
+        "--train-subset 9 leaves no training image of the group ",
+    ),
+    ("-d shapes --fraction 0.001", "--fraction 0.001 leaves no training image of the group"),
+    ("-d shapes --train_subset 2", "--train-subset 2 leaves no training image of the groups"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), EMPTIED, ids=[case[1] for case in EMPTIED])
+def test_a_flag_that_empties_a_group_is_named(expt, birds, folders, words, told):
+    places = {"birds": birds, "folders": folders, "list": birds / "data" / FOLDER / "metadata.csv"}
+    refused(expt, [*WATERBIRDS[:-1], *words.format(**places).split()], told)
+
+
+def test_a_class_that_the_folders_lack_is_not_laid_on_a_flag(expt, folders, tmp_path):
+    shutil.copytree(folders, tmp_path / "cifar")
+    for image in (tmp_path / "cifar/train/truck").iterdir():
+        image.unlink()
+    words = ["-d", "CIFAR10", "--validation", "10", "--root_dir", tmp_path / "cifar"]
+    refused(
+        expt,
+        [*WATERBIRDS[:-1], *words],
+        "What was found of CIFAR-10 leaves no training image of the group 'truck'",
+    )
+
+
+def test_a_group_that_the_table_lacks_is_not_laid_on_the_fraction(expt, tmp_path):
+    root = write_waterbirds(tmp_path / "cub", ((7, 0, 2, 4), *COUNTS[1:]))
+    refused(expt, [*WATERBIRDS, root, "--fraction", "0.9"], "metadata.csv has no training image of the group")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def load_groups(config: GdroConfig, say: Say) -> Data:
     train, validation, test = data
     if config.train_subset:
         train = class_balanced_subset(train, config.train_subset, config.subset_seed)
+        _refuse_emptied(train, f"--train-subset {config.train_subset}", "take more images, or 0 for all")
     train = replace(train, indices=torch.arange(len(train)))
     return train, validation, test
 
@@ -65,7 +66,7 @@ def read_table(config: GdroConfig) -> ImageTable:
     """Return the table of the configured data set, with the published subset of ``--fraction``; no image is read.
 
     Raises:
-        UserError: for missing files, wrong rows, a group without training images.
+        UserError: for missing files, wrong rows, a group without training images in the table or behind ``--fraction``.
     """
     root, target = config.root_dir or config.data_dir, config.target_name or ""
     names = tuple((config.confounder_names or "").split(","))
@@ -78,11 +79,13 @@ def read_table(config: GdroConfig) -> ImageTable:
         table = read_covid(root, target, names, official=config.official, seed=config.seed)
     else:
         table = read_listed(config.metadata or "", target, names, root=root)
+    table = replace(table, notes=(*table.notes, *check_groups(table)))
     if config.fraction < 1.0:
         kept = training_fraction(table.positions("train"), config.fraction, config.seed)
+        _refuse_without(table.groups[kept], table.info.groups or (), *_fraction(config))
         others = torch.cat([table.positions(split) for split in SPLITS[1:]])
         table = table.select(torch.cat([kept, others]).sort().values)
-    return replace(table, notes=(*table.notes, *check_groups(table)))
+    return table
 
 
 def pipeline_of(config: GdroConfig) -> Pipeline:
@@ -133,6 +136,26 @@ def _check_left(part: ImageSet, say: Say) -> None:
         say(f"{part.info.title}: no readable {part.split} image of {' and '.join(map(repr, absent))}")
 
 
+def _fraction(config: GdroConfig) -> tuple[str, str]:
+    """Return ``--fraction`` with its value, and what to do where it leaves too few images."""
+    return f"--fraction {config.fraction:g}", "take a larger one"
+
+
+def _refuse_emptied(train: ImageSet, flag: str, remedy: str) -> None:
+    """Refuse training images of which a ``flag`` with its value has left a group (before groups are: a class) none."""
+    groups = train.labels if train.groups is None else train.groups
+    _refuse_without(groups, train.info.groups or train.info.classes, flag, remedy)
+
+
+def _refuse_without(groups: Tensor, names: Sequence[str], flag: str, remedy: str) -> None:
+    counts = torch.bincount(groups, minlength=len(names)).tolist()
+    absent = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
+    if not absent:
+        return
+    which = f"of the group{'s' if len(absent) > 1 else ''} {' and '.join(absent)}"
+    raise UserError(f"{flag} leaves no training image {which if len(groups) else 'at all'}; {remedy}.")
+
+
 def _shapes(config: GdroConfig, say: Say) -> Data:
     del say
     parts = [load_dataset("shapes-grouped", None, split) for split in SPLITS]
@@ -140,9 +163,14 @@ def _shapes(config: GdroConfig, say: Say) -> Data:
     flip = replace(train.info, crop_padding=4 if config.augment_data else 0, flip=config.augment_data)
     train = replace(train, info=flip)
     if config.fraction < 1.0:
-        everything = torch.arange(len(train))
-        train = train.subset(training_fraction(everything, config.fraction, config.seed))
+        train = _of_fraction(config, train)
     return train, parts[1], parts[2]
+
+
+def _of_fraction(config: GdroConfig, train: ImageSet) -> ImageSet:
+    train = train.subset(training_fraction(torch.arange(len(train)), config.fraction, config.seed))
+    _refuse_emptied(train, *_fraction(config))
+    return train
 
 
 def _cifar(config: GdroConfig, say: Say) -> Data:
@@ -155,15 +183,19 @@ def _cifar(config: GdroConfig, say: Say) -> Data:
         return loaded
 
     whole, test = load("train"), load("test")
+    _refuse_emptied(whole, f"What was found of {whole.info.title}", "complete it")
     shifted = config.shift_type == "label_shift_step"
     if shifted:
         kept, apart = train_val_split(len(whole), config.val_fraction, config.seed)
         train, validation = whole.subset(kept), whole.subset(apart)
+        _refuse_emptied(train, f"--val-fraction {config.val_fraction:g}", "take a smaller one")
         train = train.subset(_shift(config, train.labels))
+        _refuse_emptied(train, f"--imbalance-ratio {config.imbalance_ratio or 1:g}", "take a smaller one")
     else:
         train, validation = split_validation(whole, config.validation, config.subset_seed)
+        _refuse_emptied(train, f"--validation {config.validation}", "take fewer images")
         if config.fraction < 1.0:
-            train = train.subset(training_fraction(torch.arange(len(train)), config.fraction, config.seed))
+            train = _of_fraction(config, train)
         if config.imbalance_ratio is not None:
             train = long_tailed(train, config.imbalance_ratio, config.subset_seed)
     official = config.official and shifted

@@ -88,8 +88,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def read_columns(path: Path, names: Iterable[str]) -> Columns:
     """Return the columns ``names`` of a comma-separated file in UTF-8; blank lines are passed over.
 
-    Raises ``UserError`` for a file that cannot be read, a missing column (with the nearest names), a row with
-    more or fewer fields than the header, and a table without rows.
+    Raises ``UserError`` for a file that cannot be read, a column that is missing (with the nearest names) or occurs
+    twice, a row with more or fewer fields than the header, and a table without rows.
     """
     names = list(dict.fromkeys(names))
     header = read_header(path)
@@ -120,6 +120,8 @@ def read_columns(path: Path, names: Iterable[str]) -> Columns:
 
 
 def _place(name: str, header: Sequence[str], path: Path) -> int:
+    if header.count(name) > 1:
+        raise UserError(f"{path} has {header.count(name)} columns called {name!r}; keep one of them.")
     if name in header:
         return header.index(name)
     lowered = {known.lower(): known for known in header}
@@ -173,7 +175,8 @@ def file_names(columns: Columns, name: str, below: str = "") -> tuple[str, ...]:
     if _OUTSIDE.search("\n".join(files)):  # one search for all: there may be 200,000 names
         for position, file in enumerate(files):
             if _OUTSIDE.search(file):
-                raise columns.wrong(position, name, "names no file below the folder of the images")
+                what = "names no file below the folder of the images, expected a path relative to it"
+                raise columns.wrong(position, name, what)
     if len(set(files)) < len(files):
         first: dict[str, int] = {}
         for position, file in enumerate(files):

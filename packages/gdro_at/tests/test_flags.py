@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from gdro_at.cli import PUBLISHED_FLAGS, training_script
 from gdro_at.config import GdroConfig
 from gdro_at.data import load_groups, read_table
 from gdro_at.plan import GdroPlan, test_attack
+from gdro_at.units import UnitMeans
+from gdro_at.weights import GroupRule, RuleState, step
 from robust_core.cli import normalise_flags
 from robust_core.errors import UserError
 from robust_core.models import build_model
@@ -62,7 +66,6 @@ def test_defaults_are_the_published_ones():
         "minority_fraction": None,
         "imbalance_ratio": None,
         "fraction": 1.0,
-        "root_dir": None,
         "reweight_groups": False,
         "augment_data": False,
         "val_fraction": 0.1,
@@ -115,6 +118,7 @@ def test_defaults_are_the_published_ones():
         "momentum": 0.9,
     }
     assert {name: getattr(config, name) for name in published} == published
+    assert config.root_dir == str(Path("cub").absolute())
     # where the published default has no effect, or means the number of groups, none is the default here
     assert (config.random_init, config.tau, config.lr_tau, config.lamda, config.alpha_) == (None,) * 5
     assert config.class_num == config.n_classes == 0
@@ -169,7 +173,7 @@ EFFECTIVE = [
     ("--confounder_names Male Young", "-d CelebA -t Blond_Hair --root_dir {faces}",
      lambda c: len(read_table(c).info.groups), 8, 4),
     ("--fraction 0.9", "--root_dir {birds} --image-size 32", lambda c: len(read_table(c).positions("train")), 14, 16),
-    ("--root_dir {birds}", "", of_config("root_dir"), "{birds}", None),
+    ("--root_dir {birds}", "", lambda c: Path(c.root_dir).name, "{birds.name}", "cub"),
     ("--reweight_groups", "", of_config("balances_groups"), True, False),
     ("--augment_data", "--root_dir {birds} --image-size 32",
      lambda c: load_groups(c, lambda _: None)[0].info.resized_crop, True, False),
@@ -293,6 +297,29 @@ IDLE = [
     *("--scheduler --train_type unitrades", "--image_size 64 -d shapes", "--skip_unreadable -d CIFAR10"),
     *("--fraction 0.5 -s label_shift_step -d CIFAR10 --minority_fraction .5 --imbalance_ratio 2",),
     *("--pretrained x --only_test --pth_name y", "--trades_new --train_type pgd"),
+    *("--tau 0.01", "--lamda 1", "--alpha_ 0.01", "--lr_tau 0", "--generalization_adjustment 2"),
+    *("--beta 3 --train_type FAT --official", "--beta 3 --train_type FAT --warm_start x"),
+    *("--beta 3 --train_type FAT --n_epochs 1", "--forwards two --train_type FAT --warm_start x"),
+    *("--forwards two --train_type uni", "--forwards two --train_type unimart"),
+    *("--limit_adv --train_type CGD", "--limit_eps 0.3 --limit_adv --train_type CGD"),
+    # the greedy rule sorts the groups: nothing is multiplied, bounded or averaged
+    *(f"{flag} --robust --btl" for flag in (
+        *("--robust_step_size 0.1", "--limit_nat", "--train_grad", "--use_normalized_loss", "--weights corrected"),
+        *("--limit_eps 0.3 --limit_nat", "--weights_bound clip --limit_nat", "--weights_updates once"),
+        *("--weights_absent moved", "--weights_running_mean log --train_grad"),
+        "--weights_adjust copy --generalization_adjustment 3",
+    )),
+    # one change that changes nothing: the row of an ablation would be its base
+    *(f"{flag} --robust --trades_new --train_type trades" for flag in (
+        *("--weights_bound clip", "--weights_running_mean log --limit_nat", "--weights_adjust copy"),
+        *(f"{flag} --adv_weights {kind}" for kind in ("uniform", "natural") for flag in (
+            *("--limit_adv", "--weights_sign plus", "--weights_bound clip --limit_adv", "--limit_eps 0.3 --limit_adv"),
+        )),
+    )),
+    *(f"{flag} --trades_new --train_type trades" for flag in (
+        *("--weights_updates once", "--weights_absent moved --adv_weights uniform"),
+        "--robust_step_size 0.1 --adv_weights natural",
+    )),
 ]  # fmt: skip
 
 
@@ -306,8 +333,17 @@ def test_a_flag_without_effect_on_this_run_says_so(words):
 
 
 NOT_IDLE = [
-    "--limit_adv --train_type CGD",
-    "--limit_eps 0.3 --train_type CGD --limit_adv",
+    "--limit_adv --train_type CGD --official",
+    "--limit_eps 0.3 --train_type CGD --limit_adv --official",
+    "--beta 3 --forwards two --train_type FAT",
+    "--gamma 0.3 --log_every 3 --train_type FAT",
+    "--alpha 1.5 --btl --robust",
+    "--weights corrected --weights_adjust copy --generalization_adjustment 1,-1,1,1 --btl --robust",
+    "--robust_step_size 0.1 --limit_adv --limit_eps 0.3 --btl --robust --trades_new --train_type trades",
+    "--weights_absent moved --weights_bound clip --limit_adv --trades_new --train_type trades",
+    "--weights_bound clip --limit_nat --robust",
+    "--weights_running_mean log --train_grad --weights_updates once --robust",
+    "--weights_adjust copy --generalization_adjustment 3 --robust",
     "--generalization_adjustment 1 --train_type CGD",
     "--robust_step_size 0.1 --train_type CGD",
     "--beta 3 --train_type CGD",
@@ -319,13 +355,86 @@ NOT_IDLE = [
     "--test_epsilon 0.1",
     "--attack_iters 3 --train_type DAFA",
     "--early_stop no",
-    "--l2_norm 0.00 --lamda 1 --tau 0.01 --alpha_ 0.01 --lr_tau 0.0 --clmax 1.0 --clmin 0.0",
+    # what the published commands write out, whatever is appended to them
+    "--l2_norm 0.00 --lamda 1 --tau 0.01 --alpha_ 0.01 --lr_tau 0.0 --clmax 1.0 --clmin 0.0 --random_init 0.0001"
+    " --generalization_adjustment 2",
 ]
 
 
 @pytest.mark.parametrize("words", NOT_IDLE)
 def test_no_warning_where_a_flag_has_an_effect_or_its_published_value(words):
     assert warnings_of(words) == []
+
+
+RULE_BASES = [
+    "",
+    "--robust",
+    "--robust --train_grad",
+    "--robust --limit_nat --limit_eps 0.3",
+    "--robust --generalization_adjustment 1,0,2,0",
+    "--robust --btl",
+    "--robust --btl --limit_nat --train_grad --generalization_adjustment 1,2,1,1",
+    "--robust --btl --generalization_adjustment 1,-4,1,1",
+    "--train_type trades --trades_new",
+    "--train_type trades --trades_new --limit_adv --limit_eps 0.3",
+    "--train_type trades --trades_new --robust --limit_adv --train_grad --use_normalized_loss",
+    "--train_type trades --trades_new --robust --btl --limit_adv --limit_nat",
+    "--train_type trades --trades_new --robust --adv_weights uniform --limit_adv",
+    "--train_type trades --trades_new --adv_weights uniform --limit_adv",
+    "--train_type trades --trades_new --robust --btl --adv_weights natural",
+]
+RULE_FLAGS = [
+    *("--robust_step_size 0.2", "--limit_nat", "--limit_adv", "--limit_eps 0.02", "--train_grad"),
+    *("--use_normalized_loss", "--generalization_adjustment 0,9,0,0", "--minimum_variational_weight 0.3"),
+    *("--weights_sign minus", "--weights_updates published", "--weights_bound clip", "--weights_absent moved"),
+    *("--weights_running_mean log", "--weights_adjust in_place", "--adv_scale sum"),
+]  # fmt: skip
+
+
+def weights_of_some_steps(config):
+    """The weights and the loss of three steps of a configuration's rule, in the first of which group 0 is absent."""
+    chosen = method(config)
+    rule = GroupRule(training_counts=(90.0, 4.0, 25.0, 49.0), **chosen.rule)
+    state, seen = RuleState.start(rule), []
+    generator = torch.Generator().manual_seed(3)
+    for number in range(3):
+        counts = torch.tensor([float(number > 0), 2, 5, 1 + number])
+        losses = (4 * torch.rand(2, 4, generator=generator) + 0.1) * (counts > 0)
+        adversarial = UnitMeans(losses[1], counts) if chosen.own_weights else None
+        taken = step(rule, state, UnitMeans(losses[0], counts), adversarial)
+        state = taken.state
+        seen += [
+            taken.loss,
+            *(w for w in (taken.natural_weights, taken.adversarial_weights) if w is not None),
+        ]
+    return torch.cat([values.flatten() for values in seen])
+
+
+@pytest.mark.parametrize("around", RULE_BASES)
+def test_a_flag_of_the_weights_is_told_exactly_where_it_changes_none(around):
+    base = f"--weights corrected --robust_step_size 0.1 {around}"
+    config, notes = settings(base)
+    plain = weights_of_some_steps(config)
+    official = weights_of_some_steps(replace(config, weights="official"))
+    assert ("--weights has no effect here" in " ".join(notes)) == torch.equal(plain, official)
+    for flag in RULE_FLAGS:
+        if flag_of(flag) in around.split():
+            continue
+        changed, notes = settings(f"{base} {flag}")
+        told = f"--{flag_of(flag)[2:].replace('_', '-')} has no effect here" in " ".join(notes)
+        assert told == torch.equal(plain, weights_of_some_steps(changed)), flag
+
+
+def test_of_a_published_command_only_what_was_changed_is_told(package):
+    words = published_words(package, "waterbirds.sh")
+    (told,) = [note for note in settings(f"{words} --tau 0.5", "")[1] if note.startswith("warning")]
+    assert "--tau has no effect here" in told
+
+
+def test_beta_of_fat_is_that_of_its_trades_phase():
+    first, main = phases(config_of("--train_type FAT --beta 3"))
+    assert (first.method.family, first.method.beta) == ("trades", 3.0)
+    assert main.method.beta == 1.0
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -383,6 +492,7 @@ REFUSED = [
     ("--model inception_v3", "inception_v3"),
     ("--model resnet17", "did you mean 'resnet18'"),
     ("-d Skin", "-d table --metadata"),
+    ("-d Skin", "relative to --root-dir"),
     ("-d table", "needs --metadata"),
     ("-d CelebA -s label_shift_step", "is about CIFAR10"),
     ("-d CIFAR10 -s label_shift_step --minority_fraction 0.3", "needs --imbalance-ratio"),
@@ -400,6 +510,17 @@ REFUSED = [
     ("--epsilon 8", "--epsilon 8 "),
     ("--epsilon eight", "eight"),
     ("--clmin 0.5 --clmax 0.5", "less than --clmax"),
+    ("--train_type pgd --clmin -3", "--clmin -3.0 is not possible; expected a pixel from 0 to 1"),
+    ("--train_type pgd --clmax 3", "--clmax 3.0 is not possible; expected a pixel from 0 to 1"),
+    ("--train_type pgd --clmax nan", "--clmax nan is not possible"),
+    (
+        "--train_subset 20 -d CIFAR10 --imbalance_ratio 2",
+        "--train-subset 20 is not possible with --imbalance-ratio 2",
+    ),
+    (
+        "--train_subset 20 -d CIFAR10 -s label_shift_step --minority_fraction 0.5 --imbalance_ratio 2",
+        "--train-subset 20 is not possible with -s label_shift_step",
+    ),
     ("--log_every 0", "--log-every 0 is not possible"),
     ("--save_step 0", "--save-step 0 is not possible"),
     ("--image_size 100", "a multiple of 32"),
@@ -450,8 +571,19 @@ def test_target_and_confounders_must_be_named(expt, missing, flag):
     ("words", "told"),
     [
         ("--class_num 3 --train_type WAT", "--class-num 3 is not possible; expected the 4 groups"),
+        (
+            "--class_num 4 --train_type WAT --fair_over class",
+            "--class-num 4 is not possible; expected the 2 classes",
+        ),
+        (
+            "--generalization_adjustment 1,2,3,4 --train_type CGD --fair_over class",
+            "one for each of the 2 classes",
+        ),
         ("--generalization_adjustment 1,2,3", "one number, or one for each of the 4 groups"),
-        ("--hinge -d CIFAR10 --validation 10 --root_dir {folders}", "data with two classes"),
+        (
+            "--hinge -d CIFAR10 --validation 10 --root_dir {folders}",
+            "--hinge is about two classes, but the data have",
+        ),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused(expt, birds, folders, words, told, tmp_path):
@@ -462,11 +594,25 @@ def test_what_does_not_fit_the_data_is_refused(expt, birds, folders, words, told
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("count", ["0", "4"])
-def test_the_number_of_groups_is_accepted(count, birds):
-    config = config_of(f"--class_num {count} --train_type WAT --image-size 32 --root_dir {birds}")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--class_num 0 --train_type WAT",
+        "--class_num 4 --train_type WAT",
+        "--class_num 2 --train_type WAT --fair_over class",
+        "--generalization_adjustment 1,2 --train_type CGD --fair_over class",
+        "--generalization_adjustment 1,2,3,4 --robust --train_type erm",
+    ],
+)
+def test_the_number_of_units_is_accepted(words, birds):
+    config = config_of(f"{words} --image-size 32 --root_dir {birds}")
     config.validate_for(read_table(config).info)
-    assert warnings_of(f"--class_num {count} --train_type WAT") == []
+    assert warnings_of(words) == []
+
+
+def test_official_pixels_may_be_clipped_elsewhere():
+    config = config_of("--clmin -3 --clmax 3 --train_type pgd --official")
+    assert (config.clmin, config.clmax) == (-3.0, 3.0)
 
 
 @pytest.mark.parametrize(

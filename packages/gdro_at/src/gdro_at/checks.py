@@ -23,8 +23,8 @@ def check_names(config: GdroConfig) -> None:
         )
     if config.dataset == "Skin":
         raise UserError(
-            "-d Skin reads a table at a fixed path of its authors' machine; give yours as -d table --metadata FILE.csv "
-            "-t y -c group."
+            "-d Skin reads a table and images at fixed paths of its authors' machine; give yours as -d table "
+            "--metadata FILE.csv -t y -c group, with file names relative to --root-dir (by default FILE.csv's folder)."
         )
     needs_names = config.shift_type == "confounder" and config.dataset in ("CUB", "CelebA", "table")
     for name, letter in (("target_name", "t"), ("confounder_names", "c")):
@@ -53,9 +53,8 @@ def check_numbers(config: GdroConfig) -> None:
     for name in ("gamma", "minimum_variational_weight", "test_epsilon", "minority_fraction"):
         value = getattr(config, name)
         expect(value is None or 0.0 <= value <= 1.0, name, value, "a number from 0 to 1")
-    for name in ("fraction", "alpha"):
-        value = getattr(config, name)
-        expect(0.0 < value <= 1.0, name, value, "a share above 0, at most 1")
+    expect(0.0 < config.fraction <= 1.0, "fraction", config.fraction, "a share above 0, at most 1")
+    expect(0.0 < config.alpha < math.inf, "alpha", config.alpha, "a share above 0 (1 or more: all groups)")
     expect(0.0 < config.val_fraction < 1.0, "val_fraction", config.val_fraction, "a share between 0 and 1")
     expect(config.log_every >= 1, "log_every", config.log_every, "at least 1")
     expect(config.save_step >= 1, "save_step", config.save_step, "at least 1")
@@ -77,6 +76,9 @@ def check_numbers(config: GdroConfig) -> None:
         "n_classes",
     ):
         expect(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
+    for name in ("clmin", "clmax") if config.pixels == "unit" else ():
+        value = getattr(config, name)
+        expect(0.0 <= value <= 1.0, name, value, "a pixel from 0 to 1 (or any number with --pixels official)")
     expect(config.clmin < config.clmax, "clmin", config.clmin, f"less than --clmax {config.clmax}")
     if config.imbalance_ratio is not None:
         expect(
@@ -106,6 +108,13 @@ def check_combinations(config: GdroConfig) -> None:
             raise UserError(
                 f"--{what} needs the weights of a trained network; name them with --pth-name FILE."
             )
+    shift = config.shift_type == "label_shift_step"
+    if config.train_subset and (shift or config.long_tailed):
+        other = "-s label_shift_step" if shift else f"--imbalance-ratio {config.imbalance_ratio:g}"
+        raise UserError(
+            f"--train-subset {config.train_subset} is not possible with {other}, which it would undo, as it takes as "
+            "many images of each class; leave one of them out (--train-subset 0 where --scale brings it)."
+        )
     if config.warm_start and config.pretrained:
         raise UserError("--warm-start and --pretrained both say what to begin with; leave one out.")
     if config.train_from_scratch and config.pretrained:

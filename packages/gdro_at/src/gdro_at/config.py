@@ -40,7 +40,7 @@ class GdroConfig(ModelOptions):
     limit_adv: bool = option(False, "bound the adversarial weights", group="weights")
     limit_eps: float = option(0.2, "half width of the bounds, in units of 1/G", group="weights")
     robust_step_size: float = option(0.01, "step of the group weights", group="weights")
-    alpha: float = option(0.2, "--btl: share of the worst part", group="weights")
+    alpha: float = option(0.2, "--btl: share of the worst part (1 or more: all groups)", group="weights")
     gamma: float = option(0.1, "rate of the exponential average of the group losses", group="weights")
     generalization_adjustment: str = option(
         "0.0", "C, added to group g's loss as C/sqrt(n_g): one number or one per group", group="weights"
@@ -87,7 +87,7 @@ class GdroConfig(ModelOptions):
         choices=("", "own", "uniform", "natural"),
         group="weights",
     )
-    beta: float = option(6.0, "factor of the KL term", group="method")
+    beta: float = option(6.0, "factor of the KL term (FAT: in its TRADES phase)", group="method")
     eta: float = option(0.1, "step of WAT's weights; with CGD use --robust-step-size", group="method")
     tau: float | None = option(None, "uni*: scale of the soft ball (default: --alpha_)", group="method")
     lr_tau: float | None = option(None, "uni*: rate of lambda (default 0.02)", group="method")
@@ -230,6 +230,12 @@ class GdroConfig(ModelOptions):
         return self.fair_over or ("class" if self.train_type == "DAFA" else "group")
 
     @property
+    def begins_with_trades(self) -> bool:
+        """Whether FAT begins with two thirds of its steps or epochs of TRADES, if that is any."""
+        own = self.train_type == "FAT" and self.warm_start is None and not self.official
+        return own and not self.only_test and 2 * (self.main_steps or self.epochs) // 3 > 0
+
+    @property
     def balances_groups(self) -> bool:
         """``--reweight-groups``."""
         return self.reweight_groups
@@ -278,17 +284,22 @@ class GdroConfig(ModelOptions):
     def validate_for(self, info: DatasetInfo) -> None:
         """Refuse settings that do not fit the data as it was found."""
         super().validate_for(info)
-        groups = len(info.groups or info.classes)
+        by_class = self.unit_kind == "class" and self.train_type in ("CGD", *UNIT_TYPES)
+        count = info.num_classes if by_class else len(info.groups or info.classes)
+        units = f"{count} {'classes' if by_class else 'groups'}"
         expect(
-            len(self.adjustments) in (1, groups),
+            len(self.adjustments) in (1, count),
             "generalization_adjustment",
             self.generalization_adjustment,
-            f"one number, or one for each of the {groups} groups",
+            f"one number, or one for each of the {units}",
         )
         expect(
-            self.class_num in (0, groups) or self.train_type not in ("WAT", "CFA", "FAT"),
+            self.class_num in (0, count) or self.train_type not in ("WAT", "CFA", "FAT"),
             "class_num",
             self.class_num,
-            f"the {groups} groups of the data, or no such flag",
+            f"the {units} of the data, or no such flag",
         )
-        expect(not self.hinge or info.num_classes == 2, "hinge", "", "data with two classes")
+        if self.hinge and info.num_classes != 2:
+            raise UserError(
+                f"--hinge is about two classes, but the data have {info.num_classes}; leave the flag out."
+            )

@@ -22,12 +22,14 @@ _WRITTEN_OUT: Mapping[str, Any] = {
     "random_init": 0.0001,
     "tau": 0.01,
 }
-"""Values that the published commands write out, used or not; of them nobody need be warned."""
+"""Values that the published commands write out, used or not; where all of these flags are, none is warned of them."""
 
 
 def idle_settings(config: GdroConfig, given: Mapping[str, Any]) -> list[str]:
     """Return one warning for each given flag that has no effect on this run, unless its value is the default."""
-    quiet = [{entry.name: entry.default for entry in fields(config)}, _WRITTEN_OUT]
+    quiet = [{entry.name: entry.default for entry in fields(config)}]
+    if given.keys() >= _WRITTEN_OUT.keys():
+        quiet.append(dict(_WRITTEN_OUT))
     conditions = {
         **_ignored(),
         **_of_weights(config),
@@ -52,26 +54,48 @@ def _ignored() -> _Conditions:
 
 def _of_weights(config: GdroConfig) -> _Conditions:
     """Return the conditions of the flags of the group weights."""
-    kind = config.train_type
+    kind, cgd = config.train_type, config.train_type == "CGD"
     ruled = kind in ("erm", "pgd", "trades")
     weighted = ruled and config.robust
     own = kind == "trades" and config.trades_new
-    cgd = kind == "CGD"
     needs = "it needs --robust and erm, pgd or trades"
-    bounded = (weighted and config.limit_nat) or (own and config.limit_adv) or (cgd and config.limit_adv)
-    natural = ("limit_nat", "train_grad", "btl", "use_normalized_loss")
-    axes = ("weights", "weights_updates", "weights_bound", "weights_absent")
+    # what is multiplied step by step: natural weights, unless the greedy rule sorts; and adversarial weights
+    natural = weighted and not config.btl
+    why = "--btl sorts the groups by their losses instead" if weighted else needs
+    adversarial = own and config.adv_weights in ("", "own")
+    taken = f"--adv-weights {config.adv_weights} leaves no adversarial weights of their own"
+    why_adversarial = taken if own else "it needs --trades-new"
+    bounded = (natural and config.limit_nat) or (
+        (adversarial or (cgd and config.official)) and config.limit_adv
+    )
+    limits = "it needs --limit-nat or --limit-adv, and weights that these bound"
+    averaged = natural and config.train_grad
+    adjusted = weighted and any(c < 0 if config.btl else c != 0 for c in config.adjustments)
+    logged = ruled or config.begins_with_trades or config.natural_steps > 0
     return {
-        **dict.fromkeys(natural, (weighted, needs)),
-        **dict.fromkeys(axes, (weighted or own, needs)),
-        **dict.fromkeys(("weights_running_mean", "weights_adjust"), (weighted, needs)),
-        **dict.fromkeys(("weights_sign", "adv_scale", "adv_weights"), (own, "it needs --trades-new")),
-        "robust_step_size": (weighted or own or cgd, f"{needs}, or CGD"),
+        **dict.fromkeys(
+            ("limit_nat", "train_grad", "use_normalized_loss", "weights_updates"), (natural, why)
+        ),
+        "weights": (natural or own or adjusted, why),
+        "weights_absent": (natural or adversarial, taken if own else why),
+        "weights_bound": (bounded and not cgd, limits),
+        "weights_running_mean": (averaged, why if not natural else "it needs --train-grad"),
+        "weights_adjust": (adjusted, "it needs --robust, and a --generalization-adjustment that acts"),
+        "weights_sign": (adversarial, why_adversarial),
+        **dict.fromkeys(("adv_scale", "adv_weights"), (own, "it needs --trades-new")),
+        "btl": (weighted, needs),
+        "robust_step_size": (
+            natural or adversarial or cgd,
+            taken if own else why if weighted else f"{needs}, or CGD",
+        ),
         "generalization_adjustment": (weighted or cgd, f"{needs}, or CGD"),
         "robust": (ruled, f"--train-type {kind} has weights of its own"),
         "trades_new": (kind == "trades", "it is about --train-type trades"),
-        "limit_adv": (own or cgd, "it needs --trades-new"),
-        "limit_eps": (bounded, "it needs --limit-nat or --limit-adv"),
+        "limit_adv": (
+            adversarial or (cgd and config.official),
+            "with CGD it needs --official" if cgd else why_adversarial,
+        ),
+        "limit_eps": (bounded, "with CGD it needs --official and --limit-adv" if cgd else limits),
         "minimum_variational_weight": (
             weighted and config.btl and not config.official,
             "it is about --btl, and --official ignores it",
@@ -80,8 +104,8 @@ def _of_weights(config: GdroConfig) -> _Conditions:
             weighted and (config.btl or config.scheduler),
             "it is about --btl and --scheduler with --robust",
         ),
-        "gamma": (ruled, f"--train-type {kind} logs no group losses"),
-        "log_every": (ruled, f"--train-type {kind} writes no rows in training, as published"),
+        "gamma": (logged, f"--train-type {kind} logs no group losses"),
+        "log_every": (logged, f"--train-type {kind} writes no rows in training, as published"),
     }
 
 
@@ -98,9 +122,17 @@ def _of_method(config: GdroConfig) -> _Conditions:
         ),
         **dict.fromkeys(("clmin", "clmax"), clipped),
         "hinge": (kind in ("erm", "pgd"), "TRADES' natural term is cross-entropy, as published"),
-        "beta": (kind not in ("erm", "pgd", "uni"), f"--train-type {kind} has no KL term"),
+        "beta": (
+            config.begins_with_trades if kind == "FAT" else kind not in ("erm", "pgd", "uni"),
+            "FAT's own factor is 1, and no TRADES comes before it"
+            if kind == "FAT"
+            else f"--train-type {kind} has no KL term",
+        ),
         "eta": (kind == "WAT", "it is WAT's"),
-        "forwards": (kind in ("trades", "FAT") or soft, f"--train-type {kind} has no such passes"),
+        "forwards": (
+            kind in ("trades", "unitrades") or config.begins_with_trades,
+            f"--train-type {kind} has no such passes" + (" behind its TRADES" if kind == "FAT" else ""),
+        ),
         "class_num": (kind in ("WAT", "CFA", "FAT"), "it is about WAT, CFA and FAT"),
         "fair_over": (kind in ("WAT", "CFA", "FAT", "DAFA", "CGD"), f"--train-type {kind} has no units"),
         "uniform_term": (kind == "BAT", "it is BAT's"),

@@ -60,7 +60,9 @@ class DataOptions(RunConfig):
         False, "go on without images that are missing or damaged; says how many", group="data"
     )
     class_num: int = option(
-        0, "units of WAT, CFA and FAT; only the data's own number of groups works (0: that)", group="data"
+        0,
+        "units of WAT, CFA and FAT: only the data's own number of groups (--fair-over class: classes) works (0: that)",
+        group="data",
     )
     n_classes: int = option(0, "ignored: the data knows its classes", group="ignored")
 

@@ -103,7 +103,7 @@ def build_phases(config: GdroConfig, epoch_steps: int) -> list[Phase]:
         # what natural images do not need is left out, so that the rows of a table share these steps
         natural = replace(natural, attack=TrainingAttack(config.epsilon), beta=1.0, forwards=1)
         phases.append(Phase("natural", natural, config.natural_steps, constant))
-    if config.train_type == "FAT" and config.warm_start is None and not config.official:
+    if config.begins_with_trades:
         first = 2 * steps // 3 if config.main_steps else 2 * config.epochs // 3 * epoch_steps
         warm = _weighted(config, "TRADES", family="trades", rule={"weighting": "mean"})
         phases.append(Phase("warm-up", warm, first, replace(rate)))

@@ -87,7 +87,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(in_process, folders, tmp_path
     words = [*SMALL, "--data-dir", folders, "--run-dir", "run"]
     torch.save(build_model("resnet8-s2", 10).state_dict(), "plain.pt")
     for changes, told in (
-        (["--sample_class_number", "10"], "more than the 9 other classes"),
+        (["--sample_class_number", "10"], "more than the other classes (9)"),
         (["--strategy", "medium"], "Unknown strategy"),
         (["--model", "wrn-10-1"], "one block in its last stage"),
         (["--restart_epoch", "2", "--ckpt_url", "plain.pt"], "another architecture"),

@@ -232,6 +232,10 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         storage.write_json(tmp_path / "x.json", {})
     assert not list(tmp_path.iterdir())
+    storage.settle(tmp_path / "x.jsonl")  # nothing to bring to the disk
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="No space left"):
+        storage.settle(tmp_path / "x.jsonl")
 
 
 def test_a_path_through_a_file_is_one_sentence(tmp_path):

@@ -55,6 +55,19 @@ def test_resumed_equals_uninterrupted(tmp_path, name, precision):
         assert torch.equal(state["momentum_buffer"], optimizers[1][key]["momentum_buffer"])
 
 
+def test_metrics_are_on_the_disk_before_a_checkpoint_is(tmp_path, monkeypatch):
+    trained = training(tmp_path / "run", phases_of("natural"))
+    events = []
+    monkeypatch.setattr("robust_core.training.rundir.settle", lambda path: events.append(path.name))
+    write = trained.run.checkpoints.save
+    monkeypatch.setattr(
+        trained.run.checkpoints, "save", lambda *given: (events.append("save"), write(*given))
+    )
+    trained.fit()
+    assert len(events) > 3
+    assert events == ["metrics.jsonl", "timings.jsonl", "save"] * (len(events) // 3)
+
+
 def test_resume_between_checkpoints_cuts_the_metrics(tmp_path):
     settings = LoopSettings(batch_size=16, log_interval=1, checkpoint_every=3)
     whole = training(tmp_path / "whole", phases_of("at"), settings=settings)

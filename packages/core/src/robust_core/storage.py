@@ -17,7 +17,7 @@ import torch
 
 from robust_core.errors import UserError
 
-__all__ = ["file_digest", "held", "told", "write_json", "write_tensors", "write_whole"]
+__all__ = ["file_digest", "held", "settle", "told", "write_json", "write_tensors", "write_whole"]
 
 
 def file_digest(path: Path) -> str:
@@ -51,6 +51,20 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise told(error, path) from error
+
+
+def settle(path: Path) -> None:
+    """Bring what was appended to a file, if there is one, to the disk.
+
+    Raises:
+        UserError: if the disk is full.
+    """
+    try:
+        if path.exists():
+            with path.open("ab") as stream:
+                os.fsync(stream.fileno())
+    except OSError as error:
         raise told(error, path) from error
 
 

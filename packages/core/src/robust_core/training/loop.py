@@ -320,6 +320,7 @@ class Training:
         index, phase_step = self.phase_of(step - 1)
         # the last phase's method is kept beyond its end: an average of it is what the run evaluates
         inside = phase_step + 1 < self.phases[index].steps or index + 1 == len(self.phases)
+        self.run.settle()
         self.run.checkpoints.save(
             {
                 "step": step,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_core.errors import UserError
-from robust_core.storage import told, write_json, write_whole
+from robust_core.storage import settle, told, write_json, write_whole
 from robust_core.training.checkpoint import CheckpointStore
 
 __all__ = ["RunDirectory", "commit_of_source"]
@@ -124,6 +124,11 @@ class RunDirectory:
     def log_timing(self, line: dict[str, Any]) -> None:
         """Append one line to ``timings.jsonl``."""
         _append(self._timings_path, line)
+
+    def settle(self) -> None:
+        """Bring metrics and timings to the disk: no checkpoint behind is ahead of them, even if power fails."""
+        for path in (self.metrics_path, self._timings_path):
+            settle(path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the whole lines of ``metrics.jsonl``; raises ``UserError`` as :func:`read_lines`."""

@@ -23,15 +23,21 @@ def test_overwriting_leaves_no_file_of_the_former_run(expt, birds):
     written = {path for path in run.iterdir() if path.is_file()} - {run / name for name in OF_THE_CORE}
     assert written == {path for pattern in patterns for path in run.glob(pattern)}
     assert run / "old[1]1_model.pth" in written
-    (run / "mine.pth").write_text("x")
+    for mine in ("mine.pth", "old[1]_my_model.pth", "train.csv"):
+        (run / mine).write_text("x")
     few = ["--no-save_best", "--no-save_last", "--save_step", "5", "--n_epochs", "1"]
     done = expt(*words, *few, "--overwrite")
     assert done.code == 0, done.err
     left = {path.name for path in run.iterdir() if path.is_file()} - OF_THE_CORE
     assert left == {
         *("unit0_model.pth", "unittrain.csv", "unitval.csv", "unittest.csv", "unitFlog.txt"),
-        *("counts.txt", "test.json", "mine.pth"),
+        *("counts.txt", "test.json", "mine.pth", "old[1]_my_model.pth", "train.csv"),
     }
+
+
+def test_a_damaged_record_names_no_files_to_remove():
+    assert list(GdroPlan().published_files({})) == []
+    assert list(GdroPlan().published_files({"name_index": "unit"})) == []
 
 
 def test_a_run_on_the_default_folder_goes_on_from_anywhere(expt, tmp_path, monkeypatch):

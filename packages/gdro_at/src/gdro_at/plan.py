@@ -139,7 +139,13 @@ class GdroPlan(Plan[GdroConfig]):
 
     def published_files(self, settings: Mapping[str, Any]) -> Sequence[str]:
         """Return the patterns of state dicts and logs, which begin with the run's ``--name-index``."""
-        return (f"{glob.escape(str(settings.get('name_index', '')))}*_model.pth", *log_files(settings))
+        if (
+            not {"name_index", "log_dir_text"} <= settings.keys()
+        ):  # a damaged record does not tell which files are the run's
+            return ()
+        name = glob.escape(str(settings["name_index"]))
+        weights = (f"{name}{which}_model.pth" for which in ("[0-9]*", "best", "last"))
+        return (*weights, *log_files(settings))
 
     def conclude(self, session: Session[GdroConfig]) -> dict[str, Any]:
         """Test per group under the test attack, APGD, the suite and other budgets; write logs, weights, gallery."""

@@ -41,7 +41,7 @@ def counts_text(parts: Mapping[str, ImageSet | None], *, notes: bool = False) ->
 
 def log_files(settings: Mapping[str, Any]) -> list[str]:
     """Return the patterns of the files that a run with these settings writes as logs."""
-    name, text = (glob.escape(str(settings.get(key, ""))) for key in ("name_index", "log_dir_text"))
+    name, text = (glob.escape(str(settings[key])) for key in ("name_index", "log_dir_text"))
     tables = (f"{name}{split}.csv" for split in ("train", "val", "test"))
     return [*tables, f"{name}[FT]{text}", COUNTS, TEST_ROW]
 

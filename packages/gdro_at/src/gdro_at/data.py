@@ -124,16 +124,22 @@ def _tables(config: GdroConfig, say: Say) -> Data:
 
 def _check_left(part: ImageSet, say: Say) -> None:
     """Refuse training images, and tell of others, that leave a group without any, once unreadable ones are left out."""
-    names = part.info.groups or ()
-    counts = torch.bincount(part.groups if part.groups is not None else part.labels, minlength=len(names))
-    absent = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    absent = " and ".join(
+        _absent(part.labels if part.groups is None else part.groups, part.info.groups or ())
+    )
     if absent and part.split == "train":
         raise UserError(
-            f"No readable training image of {' and '.join(map(repr, absent))} is left; repair some of them, or choose "
-            "another target or confounder."
+            f"No readable training image of {absent} is left; repair some of them, or choose another target or "
+            "confounder."
         )
     if absent:
-        say(f"{part.info.title}: no readable {part.split} image of {' and '.join(map(repr, absent))}")
+        say(f"{part.info.title}: no readable {part.split} image of {absent}")
+
+
+def _absent(groups: Tensor, names: Sequence[str]) -> list[str]:
+    """Return the names, in quotes, of the groups that ``groups`` ``(N,)`` has no image of."""
+    counts = torch.bincount(groups, minlength=len(names)).tolist()
+    return [repr(name) for name, count in zip(names, counts, strict=True) if not count]
 
 
 def _fraction(config: GdroConfig) -> tuple[str, str]:
@@ -148,8 +154,7 @@ def _refuse_emptied(train: ImageSet, flag: str, remedy: str) -> None:
 
 
 def _refuse_without(groups: Tensor, names: Sequence[str], flag: str, remedy: str) -> None:
-    counts = torch.bincount(groups, minlength=len(names)).tolist()
-    absent = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
+    absent = _absent(groups, names)
     if not absent:
         return
     which = f"of the group{'s' if len(absent) > 1 else ''} {' and '.join(absent)}"

@@ -139,9 +139,8 @@ class GdroPlan(Plan[GdroConfig]):
 
     def published_files(self, settings: Mapping[str, Any]) -> Sequence[str]:
         """Return the patterns of state dicts and logs, which begin with the run's ``--name-index``."""
-        if (
-            not {"name_index", "log_dir_text"} <= settings.keys()
-        ):  # a damaged record does not tell which files are the run's
+        # a damaged record does not tell which files are the run's
+        if not {"name_index", "log_dir_text"} <= settings.keys():
             return ()
         name = glob.escape(str(settings["name_index"]))
         weights = (f"{name}{which}_model.pth" for which in ("[0-9]*", "best", "last"))

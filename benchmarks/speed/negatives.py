@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ancra.contrast import asymmetric_contrast
-from ancra.negatives import STRATEGIES, candidates, draw, pick_negatives
+from ancra.negatives import STRATEGIES, Negatives, candidates, draw, pick_negatives
 from benchmarks.speed.clock import alternate, plan_rounds, seconds_of
 from benchmarks.speed.rows import Row
 from benchmarks.speed.setting import Setting, say
 from robust_core.randomness import generator_for
+from robust_core.training.machine import can_compile
 
 __all__ = [
     "compare_choices",
@@ -89,12 +91,29 @@ def _problem(device: torch.device) -> tuple[Tensor, Tensor]:
     return labels.to(device), logits.to(device)
 
 
-def _pick(strategy: str, labels: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor:
+def _forms(device: torch.device) -> dict[str, Callable[..., Negatives]]:
+    """Return the rule as it is and, where there is a compiler, as one graph."""
+    forms: dict[str, Callable[..., Negatives]] = {"": pick_negatives}
+    works, reason = can_compile(str(device))
+    if not works:
+        say(f"(e) {reason}; no compiled rows")
+        return forms
+    options: dict[str, Any] = {
+        "cpp_wrapper": True
+    }  # what stays outside of kernels is called without Python, too
+    return forms | {
+        ", compiled": torch.compile(pick_negatives, fullgraph=True, dynamic=False, options=options)
+    }
+
+
+def _pick(
+    rule: Callable[..., Negatives], strategy: str, labels: Tensor, logits: Tensor, generator: torch.Generator
+) -> Tensor:
     draws = draw(len(labels), generator, labels.device)
-    return pick_negatives(strategy, labels, logits, draws, num_classes=logits.shape[1]).indices[:, 0]
+    return rule(strategy, labels, logits, draws, num_classes=logits.shape[1]).indices[:, 0]
 
 
-def agreement(strategy: str, labels: Tensor, logits: Tensor) -> float:
+def agreement(rule: Callable[..., Negatives], strategy: str, labels: Tensor, logits: Tensor) -> float:
     """Return for how many anchors both sides have the same candidates and, where these decide, the same choice.
 
     By the random rule: the share of our choices that it allows.
@@ -102,7 +121,7 @@ def agreement(strategy: str, labels: Tensor, logits: Tensor) -> float:
     guesses = logits.argmax(dim=1)
     classes: list[int] = labels.tolist()
     predictions: list[int] = guesses.tolist()
-    ours: list[int] = _pick(strategy, labels, logits, generator_for(0, "speed-negatives")).tolist()
+    ours: list[int] = _pick(rule, strategy, labels, logits, generator_for(0, "speed-negatives")).tolist()
     if strategy == "random":
         return sum(classes[other] != own for other, own in zip(ours, classes, strict=True)) / len(ours)
     theirs = published_pick(strategy, labels, logits, generator_for(0, "speed-negatives"))
@@ -150,22 +169,23 @@ def _row(
 
 
 def compare_choices(setting: Setting) -> list[Row]:
-    """Return one row per strategy, our random numbers included."""
+    """Return one row per strategy and form of ours, our random numbers included."""
     labels, logits = _problem(setting.device)
     ours, theirs = (generator_for(0, "speed-negatives", side) for side in (0, 1))
     return [
         _row(
             setting,
             "e",
-            f"negatives, {strategy}",
+            f"negatives, {strategy}{form}",
             (
-                partial(_pick, strategy, labels, logits, ours),
+                partial(_pick, rule, strategy, labels, logits, ours),
                 partial(published_pick, strategy, labels, logits, theirs),
             ),
             seconds=0.01 * setting.seconds,
             target=20.0 if strategy == "random" else 50.0,
-            equal=agreement(strategy, labels, logits),
+            equal=agreement(rule, strategy, labels, logits),
         )
+        for form, rule in _forms(setting.device).items()
         for strategy in STRATEGIES
     ]
 

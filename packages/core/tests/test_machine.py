@@ -52,7 +52,7 @@ def test_cuda_without_cuda_is_refused(monkeypatch):
 
 
 def test_compilation_is_for_long_bfloat16_runs(monkeypatch):
-    monkeypatch.setattr(machine_module, "_can_compile", lambda device: (True, ""))
+    monkeypatch.setattr(machine_module, "can_compile", lambda device: (True, ""))
     assert resolve_machine(device="cpu", precision="bf16", total_steps=500)[0].compile
     assert not resolve_machine(device="cpu", precision="bf16", total_steps=499)[0].compile
     assert not resolve_machine(device="cpu", precision="float32", total_steps=5000)[0].compile
@@ -60,10 +60,10 @@ def test_compilation_is_for_long_bfloat16_runs(monkeypatch):
 
 
 def test_without_a_compiler_the_run_says_so_and_goes_on(monkeypatch):
-    monkeypatch.setattr(machine_module, "_can_compile", lambda device: (False, "no C++ compiler was found"))
+    monkeypatch.setattr(machine_module, "can_compile", lambda device: (False, "no C++ compiler was found"))
     resolved, notes = resolve_machine(device="cpu", compile=True)
     assert not resolved.compile
-    assert any("no C++ compiler" in note for note in notes)
+    assert any("no C++ compiler was found: the attack runs uncompiled" in note for note in notes)
 
 
 def test_resuming_on_the_same_machine_says_nothing():

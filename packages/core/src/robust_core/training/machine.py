@@ -24,6 +24,7 @@ from robust_core.errors import RESTORE_OR_ANEW, UserError
 __all__ = [
     "Machine",
     "bf16_units",
+    "can_compile",
     "describe_software",
     "processor_name",
     "resolve_device",
@@ -142,7 +143,8 @@ def resolve_device(wanted: str) -> str:
     return str(device)
 
 
-def _can_compile(device: str) -> tuple[bool, str]:
+def can_compile(device: str) -> tuple[bool, str]:
+    """Return whether ``torch.compile`` works for the device, and if not, why."""
     if torch.device(device).type == "cuda":
         return True, ""
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -150,7 +152,7 @@ def _can_compile(device: str) -> tuple[bool, str]:
     try:
         get_cpp_compiler()
     except Exception:
-        return False, "no C++ compiler was found: the attack runs uncompiled"
+        return False, "no C++ compiler was found"
     return True, ""
 
 
@@ -178,9 +180,9 @@ def resolve_machine(
     pays = total_steps >= COMPILE_MIN_STEPS and (name == "bfloat16" or resolved.startswith("cuda"))
     wants_compile = pays if compile is None else compile
     if wants_compile:
-        wants_compile, reason = _can_compile(resolved)
+        wants_compile, reason = can_compile(resolved)
         if reason:
-            notes.append(reason)
+            notes.append(f"{reason}: the attack runs uncompiled")
     machine = Machine(
         device=resolved,
         threads=threads or torch.get_num_threads(),
@@ -248,7 +250,7 @@ def resumed_machine(stored: Any) -> tuple[Machine, list[str]]:
     if device != stored["device"] and (device == "cpu" or "LOCAL_RANK" not in os.environ):
         lost.append(f"device {stored['device']} -> {device}")
     compile = bool(stored["compile"])
-    if compile and not _can_compile(device)[0]:
+    if compile and not can_compile(device)[0]:
         lost.append("compiled -> uncompiled")
         compile = False
     now = Machine(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from benchmarks.reproduce.costs import cost_table
 from benchmarks.reproduce.group_figure import Dot, group_figure
 from benchmarks.reproduce.page import p_cell, saved_picture, write_page
 from benchmarks.reproduce.results import Entry, ResultFile, unpacked
@@ -295,5 +296,6 @@ def write_group_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], f
     differences = group_difference_table(paper, results, rows)
     if differences is not None:
         sections.append(Section("Paired differences", (differences,)))
+    sections.append(Section("Cost", (cost_table(paper, results, rows),)))
     write_page(folder, table.title, sections)
     return table

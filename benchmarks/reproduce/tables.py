@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.reproduce.costs import cost_table
 from benchmarks.reproduce.page import p_cell, saved_picture, write_page
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
@@ -284,5 +285,6 @@ def write_tables(paper: Paper, results: ResultFile, rows: Sequence[Row], folder:
         sections.append(Section("Attacks that know the network", (honesty,)))
     if differences is not None:
         sections.append(Section("Paired differences", (differences,)))
+    sections.append(Section("Cost", (cost_table(paper, results, rows),)))
     write_page(folder, table.title, sections)
     return table

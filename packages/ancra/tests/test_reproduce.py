@@ -55,6 +55,9 @@ def test_every_row_is_attacked_with_knowledge_of_its_defence(table):
     ):
         assert words in text
     assert "attacks that know the network" in text
+    cost = json.loads((folder / "table.json").read_text())["tables"][-1]
+    assert cost["columns"][-1] == "adaptive"
+    assert all(row[-1].endswith(" s") for row in cost["rows"])
     assert (folder / "attacks.png").stat().st_size > 5000
     assert (folder / "attacks.pdf").read_bytes()[:4] == b"%PDF"
 

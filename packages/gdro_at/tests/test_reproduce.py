@@ -78,7 +78,7 @@ def test_rows_become_tables_with_groups(table):
     assert "nothing is claimed" in text
     assert (folder / "comparison.png").stat().st_size > 5000
     assert (folder / "comparison.pdf").read_bytes()[:4] == b"%PDF"
-    assert len(json.loads((folder / "table.json").read_text())["tables"]) == 3
+    assert len(json.loads((folder / "table.json").read_text())["tables"]) == 4
 
 
 @pytest.mark.slow

@@ -66,6 +66,15 @@ def test_the_table_is_there_in_every_form(table):
     assert "http://" not in (folder / "index.html").read_text()
 
 
+def test_every_attack_has_its_cost_beside_it(table):
+    out, _ = table
+    cost = json.loads((out / "part/smoke/table.json").read_text())["tables"][-1]
+    assert cost["columns"][:3] == ["method", "training", "PGD-20"]
+    for row in cost["rows"]:
+        assert row[2].startswith("20 + 20, ")
+        assert row[2].endswith(" s")
+
+
 def test_few_images_bear_no_p_values(table):
     out, _ = table
     text = (out / "part/smoke/table.md").read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robust_core.reporting.accuracy import accuracy_bars, accuracy_table, part_dots, part_table
+from robust_core.reporting.accuracy import accuracy_bars, accuracy_table, part_dots, part_table, passes_cell
 from robust_core.reporting.comparison import MethodResult, comparison_figure, strength_figure
 from robust_core.reporting.curves import accuracy_curves, loss_curves
 from robust_core.reporting.figures import png_bytes, save_figure
@@ -34,6 +34,7 @@ __all__ = [
     "loss_curves",
     "part_dots",
     "part_table",
+    "passes_cell",
     "percent",
     "png_bytes",
     "read_run",

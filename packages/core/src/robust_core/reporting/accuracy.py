@@ -20,7 +20,7 @@ from robust_core.reporting.figures import (
 )
 from robust_core.reporting.tables import Table, percent, share_cell
 
-__all__ = ["accuracy_bars", "accuracy_table", "member_label", "part_dots", "part_table"]
+__all__ = ["accuracy_bars", "accuracy_table", "member_label", "part_dots", "part_table", "passes_cell"]
 
 Summary = Mapping[str, Any]
 MAX_PARTS = 20
@@ -82,19 +82,21 @@ def accuracy_table(summary: Summary, title: str = "") -> Table:
 def _member_row(name: str, member: Mapping[str, Any]) -> tuple[str, ...]:
     if member["status"] != "run":
         return (member_label(name), "not run", "not run", "–", "0", "–", "–")
-    passes = (
-        f"{member['forward_per_image']:.4g} + {member['backward_per_image']:.4g}, "
-        f"{member['judging_per_image']:.3g}"
-    )
     return (
         member_label(name),
         share_cell(member["last_accuracy"], member["last_interval"]),
         share_cell(member["robust_accuracy"], member["robust_interval"]),
         str(member["only_this_breaks"]),
         str(member["images"]),
-        passes,
+        passes_cell(member),
         f"{member['seconds']:.1f}",
     )
+
+
+def passes_cell(member: Mapping[str, Any]) -> str:
+    """Return a member's passes per image: forward + backward of the attack, then the forward passes that judge."""
+    attack = f"{member['forward_per_image']:.4g} + {member['backward_per_image']:.4g}"
+    return f"{attack}, {member['judging_per_image']:.3g}"
 
 
 def _worst_rows(summary: Summary, part: str) -> list[tuple[str, ...]]:

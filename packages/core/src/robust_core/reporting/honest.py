@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from robust_core.evaluation import Check, Examination, wilson
 from robust_core.evaluation.work import TAKEN_OVER
-from robust_core.reporting.accuracy import member_label
+from robust_core.reporting.accuracy import member_label, passes_cell
 from robust_core.reporting.figures import (
     COLORS,
     GREY,
@@ -110,10 +110,7 @@ def _member_row(name: str, alone: Mapping[str, Any] | None, cascade: Mapping[str
     if cascade["status"] != "run":
         return (label, "not run", "–", "0", "–", "–")
     counted = cascade if alone is None or alone["status"] != "run" or cascade["images"] else alone
-    passes = (
-        f"{counted['forward_per_image']:.4g} + {counted['backward_per_image']:.4g}, "
-        f"{counted['judging_per_image']:.3g}"
-    )
+    passes = passes_cell(counted)
     if alone is None or alone["status"] != "run":
         return (label, "–", "–", str(cascade["images"]), str(cascade["breaks"]), passes)
     own = share_cell(alone["robust_accuracy"], alone["robust_interval"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ancra import white_attack
 from ancra.checkpoint import SubjectConfig, load_subject
 from ancra.inspection import InspectionScript
 from ancra.published import published_cw
@@ -156,6 +157,28 @@ def test_autoattack_attacks_the_images_it_is_given_and_its_log_is_kept(in_proces
     (run / "config.json").write_text(json.dumps(settings))
     in_process(main, words[:-2])
     assert sizes[2:] == [3]
+
+
+class Killed(BaseException):
+    """What a test ends a command with."""
+
+
+def test_what_was_stopped_goes_on_with_the_attack_that_it_had_reached(in_process, run, monkeypatch):
+    runner = white_attack._published_cw
+
+    def killed(call):
+        raise Killed
+
+    monkeypatch.setattr(white_attack, "_published_cw", killed)
+    with pytest.raises(Killed):
+        in_process(main, ["--ckpt_url", run, *QUICK])
+    assert (run / "evaluation/white-attack-partial.json").exists()
+    monkeypatch.setattr(white_attack, "_published_cw", runner)
+    attacked = []
+    monkeypatch.setattr(white_attack, "_progress", lambda: lambda member, *_: attacked.append(member))
+    assert in_process(main, ["--ckpt_url", run, *QUICK]).code == 0
+    assert set(attacked) == {"natural", "cw-batch-sum", "cw"}
+    assert not (run / "evaluation/white-attack-partial.json").exists()
 
 
 def test_autoattack_is_taken_over_from_the_run_that_made_it_of_the_same_weights(in_process, run, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_evaluation import EPS, PLAIN, image_set, labelled_by, linear
 
-from robust_core.evaluation import Member, Protocol, evaluate, load_evaluation
+from robust_core.evaluation import Keeper, Member, Protocol, evaluate, load_evaluation
 
 FIRST = Member("first", "some", {"eps": EPS, "breaks": [0, 1, 2]})
 SECOND = Member("second", "some", {"eps": EPS, "breaks": [2, 3]})
@@ -93,6 +93,45 @@ def test_members_that_ran_before_are_taken_over(data, tmp_path):
     assert {purpose for purpose, _ in again} == {"evaluate-second"}
     assert np.array_equal(continued.worst_case(), whole.worst_case())
     assert load_evaluation(tmp_path, "part").cascade
+
+
+class Killed(BaseException):
+    """What a test ends an evaluation with."""
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_been_stopped(data, tmp_path):
+    whole = _evaluate(data, TWO, [])
+    keeper = Keeper(tmp_path, "two")
+    assert keeper.known() == []
+    with pytest.raises(Killed):
+        _evaluate(data, TWO, [], known=keeper.known(), keep=keeper.keep, progress=_stop_at_second)
+    assert {path.name for path in tmp_path.iterdir()} == {"two-partial.json", "two-partial.npz"}
+    again = []
+    found = _evaluate(data, TWO, again, known=keeper.known(), keep=keeper.keep)
+    keeper.finish(found)
+    assert {purpose for purpose, _ in again} == {"evaluate-second"}
+    assert {path.name for path in tmp_path.iterdir()} == {"two.json", "two.npz"}
+    ended, summary = whole.summary(), load_evaluation(tmp_path, "two").summary()
+    for part in (ended, summary):
+        part.pop("seconds")
+        for member in part["members"].values():
+            member.pop("seconds")
+    assert summary == ended
+
+
+def test_what_a_kill_damaged_is_made_again(data, tmp_path):
+    keeper = Keeper(tmp_path, "two")
+    with pytest.raises(Killed):
+        _evaluate(data, TWO, [], keep=keeper.keep, progress=_stop_at_second)
+    (tmp_path / "two-partial.npz").write_bytes(b"nonsense")
+    again = []
+    _evaluate(data, TWO, again, known=keeper.known())
+    assert {purpose for purpose, _ in again} == {"evaluate-first", "evaluate-second"}
+
+
+def _stop_at_second(member, done, total):
+    if member == "second":
+        raise Killed
 
 
 @pytest.mark.parametrize("change", ["settings", "seed", "data", "model", "fewer images"])

@@ -14,7 +14,8 @@ from robust_core import session
 from robust_core.cli import main
 from robust_core.config import RunConfig, config_from_dict
 from robust_core.errors import UserError
-from robust_core.evaluation import load_evaluation, protocol
+from robust_core.evaluation import Member, Protocol, load_evaluation, protocol
+from robust_core.evaluation.members import RUNNERS
 from robust_core.reporting import write_report
 from robust_core.session import Beginning, core_network, execute, resume
 from robust_core.storage import file_digest, held, write_tensors
@@ -358,6 +359,41 @@ def test_a_lost_evaluation_is_made_again(finished, stopped, suffix, content):
         assert told[0].endswith("the evaluation is made again")
     again = load_evaluation(stopped / "evaluation", "pgd-20")
     assert again.natural.tolist() == load_evaluation(finished / "evaluation", "pgd-20").natural.tolist()
+
+
+class Killed(BaseException):
+    """What a test ends a run with."""
+
+
+class TwoAttacks(Plan):
+    def conclude(self, session):
+        fast = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 2}
+        session.evaluate(Protocol("both", (Member("first", "pgd", fast), Member("second", "pgd", fast))))
+        return {}
+
+
+def test_a_run_killed_between_two_attacks_of_its_evaluation_goes_on_with_the_second(
+    folders, tmp_path, monkeypatch
+):
+    path = tmp_path / "run"
+    monkeypatch.setitem(RUNNERS, "pgd", _killed_at_the_second)
+    with pytest.raises(Killed):
+        execute(small(folders), TwoAttacks(), path, say=lambda line: None)
+    assert [file.name for file in (path / "evaluation").glob("*.json")] == ["both-partial.json"]
+    assert "goes on where it stopped" in write_report(path).read_text()
+    attacked = []
+    monkeypatch.setitem(RUNNERS, "pgd", lambda call: attacked.append(call.purpose) or call.images)
+    stored = config_from_dict(RunConfig, RunDirectory.open(path).record["config"])
+    assert resume(stored, TwoAttacks(), path, say=lambda line: None).is_finished
+    assert set(attacked) == {"evaluate-second"}
+    assert [file.name for file in (path / "evaluation").glob("*.json")] == ["both.json"]
+    assert load_evaluation(path / "evaluation", "both").runs["first"].flags == ()
+
+
+def _killed_at_the_second(call):
+    if call.purpose == "evaluate-second":
+        raise Killed
+    return call.images
 
 
 def test_averaged_weights_and_bf16_training_run(config, tmp_path):

@@ -21,7 +21,7 @@ from ancra.inspection import InspectionScript, write_log
 from ancra.published import published_cw
 from robust_core.config import expect, option
 from robust_core.errors import UserError, unknown_name
-from robust_core.evaluation import AttackCall, Evaluation, Member, Protocol, evaluate, load_evaluation
+from robust_core.evaluation import AttackCall, Evaluation, Keeper, Member, Protocol, evaluate, load_evaluation
 from robust_core.evaluation.work import TAKEN_OVER
 from robust_core.models import Network
 from robust_core.reporting import (
@@ -42,6 +42,7 @@ PUBLISHED_FLAGS = ("--test-batch-size", "--epsilon", "--num-steps", "--step-size
 EPILOG = """
 Budgets may be written as fractions: --epsilon 8/255. Network, attention and dataset come from the run's
 config.json; a bare state dict needs them as flags. AutoAttack needs the extra 'eval'; without it the others run.
+What was stopped goes on with the attack that it had reached.
 """
 
 
@@ -69,7 +70,7 @@ class WhiteAttackConfig(SubjectConfig):
 
     adaptive: bool = option(
         False,
-        "also attack knowing the network, and look for signs of robustness that is none (long; goes on where stopped)",
+        "also attack knowing the network, and look for signs of robustness that is none (long)",
         group="adaptive",
     )
     adaptive_images: int = option(
@@ -138,8 +139,12 @@ def white_protocol(config: WhiteAttackConfig) -> Protocol:
 
 
 def white_attack(subject: Subject, config: WhiteAttackConfig) -> tuple[Evaluation, list[str]]:
-    """Return the evaluation of a network under :func:`white_protocol`, and what AutoAttack's package logged."""
-    known = _autoattack_of_the_run(subject, config)
+    """Return the evaluation of a network under :func:`white_protocol`, and what AutoAttack's package logged.
+
+    Its record lies in the subject's folder, while it is under way too: what was stopped goes on.
+    """
+    keeper = Keeper(subject.folder / "evaluation", RECORD)
+    known = [*_autoattack_of_the_run(subject, config), *keeper.known()]
     with _autoattack_log() as said:
         evaluation = evaluate(
             subject.network,
@@ -151,7 +156,9 @@ def white_attack(subject: Subject, config: WhiteAttackConfig) -> tuple[Evaluatio
             progress=_progress(),
             runners={"published_cw": _published_cw},
             known=known,
+            keep=keeper.keep,
         )
+    keeper.finish(evaluation)
     if "autoattack" in evaluation.runs and TAKEN_OVER in evaluation.runs["autoattack"].flags:
         said.append(TAKEN_OVER)
         print(f"autoattack: {TAKEN_OVER}")
@@ -195,7 +202,6 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     # before hours of attacks: a place that is not there is said at once
     sources = load_sources(config.transfer_from, subject) if config.adaptive else {}
     evaluation, said = white_attack(subject, config)
-    record = evaluation.save(subject.folder / "evaluation", RECORD)
     lines = published_lines(evaluation)
     title = f"{subject.name}: {subject.settings['model']}, {subject.images.info.name}, {subject.weights}"
     for line in lines:
@@ -205,7 +211,7 @@ def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     write_log(subject.folder / "test.log", config, lines, subject.found)
     if "aa" in config.chosen:
         write_log(subject.folder / "autoattack.log", config, [*said, lines[-1]], subject.found)
-    print(f"record: {record}")
+    print(f"record: {subject.folder / 'evaluation' / RECORD}.json")
     if config.adaptive:
         _adaptive(subject, config, given, evaluation, sources)
 

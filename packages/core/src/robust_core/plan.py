@@ -13,7 +13,7 @@ from torch import nn
 from robust_core.config import RunConfig
 from robust_core.data import DatasetInfo, ImageSet
 from robust_core.errors import UserError
-from robust_core.evaluation import Evaluation, evaluate, load_evaluation, protocol
+from robust_core.evaluation import Evaluation, Keeper, evaluate, load_evaluation, protocol
 from robust_core.evaluation import Protocol as Attacks
 from robust_core.gallery import save_gallery
 from robust_core.models import build_model
@@ -145,7 +145,10 @@ class Session(Generic[Config]):
     say: Say
 
     def evaluate(self, attacks: Attacks) -> Evaluation:
-        """Return the evaluation of the network on the test images, from the run directory if it is there whole."""
+        """Return the evaluation of the network on the test images, from the run directory if it is there whole.
+
+        What was stopped goes on with the member that it had reached.
+        """
         folder = self.run.path / "evaluation"
         manifest = folder / f"{attacks.name}.json"
         if manifest.exists():
@@ -156,6 +159,7 @@ class Session(Generic[Config]):
                     f"warning: {manifest} or its arrays are missing or damaged; the evaluation is made again"
                 )
         limit = self.config.test_images or None
+        keeper = Keeper(folder, attacks.name)
         result = evaluate(
             self.model.eval(),
             self.test_set,
@@ -164,8 +168,10 @@ class Session(Generic[Config]):
             limit=limit,
             device=self.machine.device,
             batch_size=self.config.evaluation_batch_size,
+            known=keeper.known(),
+            keep=keeper.keep,
         )
-        result.save(folder, attacks.name)
+        keeper.finish(result)
         return result
 
     def save_gallery(

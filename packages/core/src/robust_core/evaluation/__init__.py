@@ -17,6 +17,7 @@ from robust_core.evaluation.intervals import (
     wilson,
 )
 from robust_core.evaluation.judging import weights_digest
+from robust_core.evaluation.keeping import Keeper
 from robust_core.evaluation.loop import Progress, evaluate
 from robust_core.evaluation.members import AttackCall, MemberUnavailable, Runner
 from robust_core.evaluation.protocols import PROTOCOLS, Member, Protocol, protocol
@@ -34,6 +35,7 @@ __all__ = [
     "Examination",
     "Examiner",
     "Interval",
+    "Keeper",
     "Member",
     "MemberRun",
     "MemberUnavailable",

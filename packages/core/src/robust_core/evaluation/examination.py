@@ -16,6 +16,7 @@ from torch import nn
 
 from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
+from robust_core.evaluation.keeping import Keeper
 from robust_core.evaluation.loop import evaluate
 from robust_core.evaluation.members import Runner
 from robust_core.evaluation.protocols import Protocol
@@ -30,7 +31,7 @@ GAIN = 0.01
 WITHOUT_GRADIENTS = ("autoattack", "square", "square-outputs", "rays", "random_corners")
 NAMES = ("cascade", "alone", "long", "float32", "float64")
 MANIFEST = "examination.json"
-"""Written last: it names the parts that belong together. Parts that are under way end in ``-partial``."""
+"""Written last: it names the parts that belong together."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,7 @@ class Examiner:
     ) -> Evaluation:
         """Carry out one part, or what is left of it."""
         model = copy.deepcopy(self.model).double() if double else self.model
-
-        def keep(found: Evaluation) -> None:
-            if self.folder is not None:
-                found.save(self.folder, f"{name}-partial")
-
+        keeper = Keeper(self.folder, name)
         result = evaluate(
             model,
             self.dataset,
@@ -174,12 +171,9 @@ class Examiner:
             progress=self.progress,
             cascade=cascade,
             known=[*self.known, *self._kept()],
-            keep=keep,
+            keep=keeper.keep,
         )
-        if self.folder is not None:
-            result.save(self.folder, name)
-            for ending in ("json", "npz"):
-                (self.folder / f"{name}-partial.{ending}").unlink(missing_ok=True)
+        keeper.finish(result)
         return result
 
     def _kept(self) -> list[Evaluation]:

@@ -15,7 +15,7 @@ from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
 from robust_core.evaluation.judging import CountingNetwork, Judge, weights_digest
 from robust_core.evaluation.members import RUNNERS, AttackCall, MemberUnavailable, Runner
-from robust_core.evaluation.protocols import Member, check_settings
+from robust_core.evaluation.protocols import UNFINISHED, Member, check_settings
 from robust_core.evaluation.record import Evaluation, MemberRun
 from robust_core.models import frozen
 
@@ -148,7 +148,7 @@ class Work:
             result.last[rows] = other.last[member.name][there[rows]]
             result.robust[rows] = other.robust[member.name][there[rows]]
             result.attacked[rows] = True
-            result.run = _as_if_run(other.runs[member.name], len(rows))
+            result.run = _as_if_run(other.runs[member.name], len(rows), other.protocol.name)
             return result
         return None
 
@@ -235,11 +235,11 @@ def _alike(one: Member, other: Member) -> bool:
     return (one.name, one.kind, one.settings) == (other.name, other.kind, other.settings)
 
 
-def _as_if_run(run: MemberRun, images: int) -> MemberRun:
-    """Return the cost of a member that is taken over, for as many images."""
+def _as_if_run(run: MemberRun, images: int, protocol: str) -> MemberRun:
+    """Return the cost of a member that is taken over, for as many images; an evaluation that goes on needs no flag."""
     share = images / max(run.images, 1)
     passes = {name: round(share * getattr(run, name)) for name in ("forward", "backward", "judging")}
-    flags = tuple(dict.fromkeys((*run.flags, TAKEN_OVER)))
+    flags = run.flags if protocol.endswith(UNFINISHED) else tuple(dict.fromkeys((*run.flags, TAKEN_OVER)))
     return replace(run, images=images, seconds=share * run.seconds, flags=flags, **passes)
 
 

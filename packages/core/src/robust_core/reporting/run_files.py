@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from robust_core.errors import UserError
 from robust_core.evaluation import Check, Examination, load_checks, load_evaluation, load_examination
+from robust_core.evaluation.keeping import PARTIAL
 
 __all__ = ["ADAPTIVE", "RunFiles", "read_run"]
 
@@ -101,6 +102,12 @@ def _read_evaluations(run: RunFiles) -> None:
     folder = run.path / "evaluation"
     names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
     for name in names:
+        if name.endswith(PARTIAL):
+            run.problems.append(
+                f"The evaluation '{name.removesuffix(PARTIAL)}' was not finished, or not yet; it goes on "
+                "where it stopped when the command is given again."
+            )
+            continue
         try:
             run.evaluations[name] = load_evaluation(folder, name).summary()
         except UserError as error:

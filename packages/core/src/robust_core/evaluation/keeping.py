@@ -1,0 +1,45 @@
+"""An evaluation on disk while it is under way, so that one that was stopped goes on with the next member."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from robust_core.errors import UserError
+from robust_core.evaluation.protocols import UNFINISHED
+from robust_core.evaluation.record import Evaluation, load_evaluation
+
+__all__ = ["PARTIAL", "Keeper"]
+
+PARTIAL = "-partial"
+"""What ends the name of a record that is under way."""
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The record ``name`` in ``folder`` (None: nothing is kept), for ``evaluate(..., known=, keep=)``."""
+
+    folder: Path | None
+    name: str
+
+    def known(self) -> list[Evaluation]:
+        """Return what a stopped evaluation left, or nothing; a damaged record is made again."""
+        if self.folder is None or not (self.folder / f"{self.name}{PARTIAL}.json").exists():
+            return []
+        try:
+            return [load_evaluation(self.folder, f"{self.name}{PARTIAL}")]
+        except UserError:
+            return []
+
+    def keep(self, found: Evaluation) -> None:
+        """Write the evaluation so far."""
+        if self.folder is not None and found.protocol.name.endswith(UNFINISHED):
+            found.save(self.folder, f"{self.name}{PARTIAL}")
+
+    def finish(self, found: Evaluation) -> None:
+        """Write the whole one and take away what was kept of it on the way."""
+        if self.folder is None:
+            return
+        found.save(self.folder, self.name)
+        for ending in ("json", "npz"):
+            (self.folder / f"{self.name}{PARTIAL}.{ending}").unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import torch
 from toy_evaluation import EPS, PLAIN, image_set, labelled_by, linear
 
 from robust_core.evaluation import Keeper, Member, Protocol, evaluate, load_evaluation
+from robust_core.evaluation.work import TAKEN_OVER
 
 FIRST = Member("first", "some", {"eps": EPS, "breaks": [0, 1, 2]})
 SECOND = Member("second", "some", {"eps": EPS, "breaks": [2, 3]})
@@ -117,6 +118,17 @@ def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_been_stopped(dat
         for member in part["members"].values():
             member.pop("seconds")
     assert summary == ended
+
+
+def test_what_goes_on_with_other_batches_says_so(data, tmp_path):
+    keeper = Keeper(tmp_path, "two")
+    with pytest.raises(Killed):
+        _evaluate(data, TWO, [], keep=keeper.keep, progress=_stop_at_second)
+    found = evaluate(
+        _Named(data).eval(), data, TWO, runners={"some": _runner([])}, batch_size=4, known=keeper.known()
+    )
+    assert found.runs["first"].flags == (TAKEN_OVER,)
+    assert found.runs["second"].flags == ()
 
 
 def test_what_a_kill_damaged_is_made_again(data, tmp_path):

@@ -198,6 +198,17 @@ def test_damaged_arrays_are_named(tmp_path, damage):
         load_evaluation(tmp_path, "final")
 
 
+def test_arrays_of_another_save_do_not_fit(tmp_path):
+    """A kill between the two files of a record that replaces another."""
+    old, new = (
+        record().save(tmp_path, "old"),
+        replace(record(), natural=~record().natural).save(tmp_path, "new"),
+    )
+    new.with_suffix(".npz").replace(old.with_suffix(".npz"))
+    with pytest.raises(UserError, match=rf"old\.json cannot be read .*{REMEDY}"):
+        load_evaluation(tmp_path, "old")
+
+
 def test_records_by_name():
     evaluation = record()
     assert evaluation.correct("natural") is evaluation.natural

@@ -20,6 +20,7 @@ from robust_core.evaluation import (
     sanity_table,
     save_checks,
 )
+from robust_core.evaluation.members import RUNNERS
 from robust_core.evaluation.sanity import adaptive_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,6 +122,37 @@ def test_one_step_that_beats_many_fails():
     """The gradient's sign at the random start leads out, PGD's later ones lead back."""
     budget = replace(BUDGET, step_size=0.0)
     assert _table(tiny_trades(), images=60, budget=budget)["one step against many"].failed
+
+
+class _Wavy(torch.nn.Module):
+    """Its gradient at whole 255ths, where natural images lie, points elsewhere than between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = tiny_trades()
+
+    def forward(self, images):
+        return self.net(images + torch.sin(2 * torch.pi * 255 * images) / 255)
+
+
+def test_one_step_is_of_the_whole_budget_from_the_image_itself():
+    assert _table(_Wavy(), images=60)["one step against many"].failed
+
+
+def test_a_table_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    first = _table(tiny_trades(), images=20, folder=tmp_path)
+    (tmp_path / "sanity-1.npz").unlink()
+    (tmp_path / "sanity-1.json").unlink()
+    attacked = []
+
+    def counted(kind):
+        runner = RUNNERS[kind]
+        return lambda call: attacked.append(call.purpose) or runner(call)
+
+    for kind in ("pgd", "fgsm", "apgd", "square", "random_corners"):
+        monkeypatch.setitem(RUNNERS, kind, counted(kind))
+    assert _table(tiny_trades(), images=20, folder=tmp_path) == first
+    assert set(attacked) == {"evaluate-pgd", "evaluate-fgsm"}
 
 
 def test_without_an_adaptive_evaluation_that_line_is_not_checked():

@@ -15,7 +15,7 @@ from robust_core.cli import main
 from robust_core.config import RunConfig, config_from_dict
 from robust_core.errors import UserError
 from robust_core.evaluation import Member, Protocol, load_evaluation, protocol
-from robust_core.evaluation.members import RUNNERS
+from robust_core.evaluation.members import RUNNERS, MemberUnavailable
 from robust_core.reporting import write_report
 from robust_core.session import Beginning, core_network, execute, resume
 from robust_core.storage import file_digest, held, write_tensors
@@ -39,7 +39,7 @@ class Plan(session.Plan):
 
     def conclude(self, session):
         evaluation = session.evaluate(protocol("pgd-20", step_size=session.config.step_size))
-        again = session.evaluate(protocol("pgd-20"))  # read back, not run again
+        again = session.evaluate(protocol("pgd-20", step_size=session.config.step_size))  # read back
         assert again.natural.tolist() == evaluation.natural.tolist()
         session.save_gallery(evaluation.protocol)
         return {"natural_accuracy": evaluation.summary()["natural_accuracy"]}
@@ -390,10 +390,36 @@ def test_a_run_killed_between_two_attacks_of_its_evaluation_goes_on_with_the_sec
     assert load_evaluation(path / "evaluation", "both").runs["first"].flags == ()
 
 
-def _killed_at_the_second(call):
-    if call.purpose == "evaluate-second":
-        raise Killed
-    return call.images
+def test_an_attack_whose_package_was_missing_is_added_and_the_others_kept(folders, tmp_path, monkeypatch):
+    path, attacked = tmp_path / "run", []
+
+    def missing(call):
+        raise MemberUnavailable("its package is missing")
+
+    monkeypatch.setitem(RUNNERS, "pgd", lambda call: _killed_at_the_second(call, missing))
+    execute(small(folders), TwoAttacks(), path, say=lambda line: None)
+    assert not load_evaluation(path / "evaluation", "both").runs["second"].ran
+    (path / "finished.json").unlink()
+    monkeypatch.setitem(RUNNERS, "pgd", lambda call: attacked.append(call.purpose) or call.images)
+    stored = config_from_dict(RunConfig, RunDirectory.open(path).record["config"])
+    resume(stored, TwoAttacks(), path, say=lambda line: None)
+    assert set(attacked) == {"evaluate-second"}
+    assert load_evaluation(path / "evaluation", "both").runs["second"].ran
+
+
+def test_an_evaluation_of_other_weights_is_made_again(stopped):
+    record = load_evaluation(stopped / "evaluation", "pgd-20")
+    replace(record, weights="other", natural=~record.natural).save(stopped / "evaluation", "pgd-20")
+    resumed(stopped)
+    assert (load_evaluation(stopped / "evaluation", "pgd-20").natural == record.natural).all()
+
+
+def _killed(_):
+    raise Killed
+
+
+def _killed_at_the_second(call, end=_killed):
+    return end(call) if call.purpose == "evaluate-second" else call.images
 
 
 def test_averaged_weights_and_bf16_training_run(config, tmp_path):

@@ -140,6 +140,8 @@ def examine_network(
             batch_size=batch_size,
             seed=seed,
             device=device,
+            folder=home,
+            say=say,
         )
     _write(found, checks, home)
     return found, checks

@@ -87,7 +87,7 @@ class RunConfig:
 
     @property
     def evaluation_batch_size(self) -> int:
-        """Images per batch of evaluations, whose figures do not depend on it."""
+        """Images per batch of evaluations; of few attacks the figures depend on it (``evaluate`` names them)."""
         return 128
 
     @property

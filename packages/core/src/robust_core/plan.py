@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,14 @@ from torch import nn
 from robust_core.config import RunConfig
 from robust_core.data import DatasetInfo, ImageSet
 from robust_core.errors import UserError
-from robust_core.evaluation import Evaluation, Keeper, evaluate, load_evaluation, protocol
+from robust_core.evaluation import (
+    Evaluation,
+    Keeper,
+    evaluate,
+    load_evaluation,
+    protocol,
+    weights_digest,
+)
 from robust_core.evaluation import Protocol as Attacks
 from robust_core.gallery import save_gallery
 from robust_core.models import build_model
@@ -147,28 +155,31 @@ class Session(Generic[Config]):
     def evaluate(self, attacks: Attacks) -> Evaluation:
         """Return the evaluation of the network on the test images, from the run directory if it is there whole.
 
-        What was stopped goes on with the member that it had reached.
+        What was stopped, or lacks an attack whose package was missing then, goes on with what it has.
         """
-        folder = self.run.path / "evaluation"
-        manifest = folder / f"{attacks.name}.json"
-        if manifest.exists():
+        folder, limit = self.run.path / "evaluation", self.config.test_images or None
+        model, keeper = self.model.eval(), Keeper(folder, attacks.name)
+        known = keeper.known()
+        if (folder / f"{attacks.name}.json").exists():
             try:
-                return load_evaluation(folder, attacks.name)
+                known.append(load_evaluation(folder, attacks.name))
             except UserError:
                 self.say(
-                    f"warning: {manifest} or its arrays are missing or damaged; the evaluation is made again"
+                    f"warning: {folder / attacks.name}.json or its arrays are missing or damaged; the evaluation is "
+                    "made again"
                 )
-        limit = self.config.test_images or None
-        keeper = Keeper(folder, attacks.name)
+        count = min(limit or len(self.test_set), len(self.test_set))
+        if known and _is_whole(known[-1], attacks, model, self.config.seed, count):
+            return known[-1]
         result = evaluate(
-            self.model.eval(),
+            model,
             self.test_set,
             attacks,
             seed=self.config.seed,
             limit=limit,
             device=self.machine.device,
             batch_size=self.config.evaluation_batch_size,
-            known=keeper.known(),
+            known=known,
             keep=keeper.keep,
         )
         keeper.finish(result)
@@ -179,3 +190,12 @@ class Session(Generic[Config]):
     ) -> None:
         """Write ``gallery.npz``: the first test images, one of each class, attacked by the first member."""
         save_gallery(self.run.path, self.model, self.test_set, attacks, seed=self.config.seed, masks=masks)
+
+
+def _is_whole(found: Evaluation, attacks: Attacks, model: nn.Module, seed: int, count: int) -> bool:
+    """Return whether every attack was carried out on this very network and these images."""
+    return (
+        json.dumps(found.protocol.as_json()) == json.dumps(attacks.as_json())
+        and (found.weights, found.seed, len(found.labels)) == (weights_digest(model), seed, count)
+        and all(run.ran for run in found.runs.values())
+    )

@@ -16,7 +16,7 @@ from torch import nn
 
 from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
-from robust_core.evaluation.keeping import Keeper
+from robust_core.evaluation.keeping import Keeper, records_in
 from robust_core.evaluation.loop import evaluate
 from robust_core.evaluation.members import Runner
 from robust_core.evaluation.protocols import Protocol
@@ -170,21 +170,11 @@ class Examiner:
             runners=self.runners,
             progress=self.progress,
             cascade=cascade,
-            known=[*self.known, *self._kept()],
+            known=[*self.known, *records_in(self.folder, self.say)],
             keep=keeper.keep,
         )
         keeper.finish(result)
         return result
-
-    def _kept(self) -> list[Evaluation]:
-        """Return what lies in the folder, whole or not."""
-        found = []
-        for path in sorted(self.folder.glob("*.npz")) if self.folder is not None else ():
-            try:
-                found.append(load_evaluation(path.parent, path.stem))
-            except UserError:
-                self.say(f"warning: '{path}' or what belongs to it is damaged; its members are run again")
-        return found
 
 
 def load_examination(folder: Path, weights: str = "") -> Examination | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from robust_core.errors import UserError
 from robust_core.evaluation.protocols import UNFINISHED
 from robust_core.evaluation.record import Evaluation, load_evaluation
 
-__all__ = ["PARTIAL", "Keeper"]
+__all__ = ["PARTIAL", "Keeper", "records_in"]
 
 PARTIAL = "-partial"
 """What ends the name of a record that is under way."""
@@ -41,5 +42,16 @@ class Keeper:
         if self.folder is None:
             return
         found.save(self.folder, self.name)
-        for ending in ("json", "npz"):
+        for ending in ("npz", "json"):
             (self.folder / f"{self.name}{PARTIAL}.{ending}").unlink(missing_ok=True)
+
+
+def records_in(folder: Path | None, say: Callable[[str], None], pattern: str = "*") -> list[Evaluation]:
+    """Return the records in a folder whose names fit, whole or under way; what is damaged is said and left out."""
+    found = []
+    for path in sorted(folder.glob(f"{pattern}.npz")) if folder is not None else ():
+        try:
+            found.append(load_evaluation(path.parent, path.stem))
+        except UserError:
+            say(f"warning: '{path}' or what belongs to it is damaged; its members are run again")
+    return found

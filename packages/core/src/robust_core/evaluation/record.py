@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -134,6 +135,7 @@ class Evaluation:
         write_whole(folder / f"{name}.npz", buffer.getvalue())
         record = {
             "format": FORMAT,
+            "arrays": hashlib.sha256(buffer.getvalue()).hexdigest(),
             "protocol": self.protocol.as_json(),
             "data": self.data,
             "class_names": list(self.class_names),
@@ -148,7 +150,7 @@ class Evaluation:
             "weights": self.weights,
             "summary": self.summary(),
         }
-        # The manifest comes last: a record without it is recognisably unfinished.
+        # The manifest comes last and names the arrays by their hash: neither fits the other half of another save.
         write_json(folder / f"{name}.json", record)
         return folder / f"{name}.json"
 
@@ -166,8 +168,11 @@ def load_evaluation(directory: str | Path, name: str) -> Evaluation:
             raise UserError(f"No evaluation record {path}; {REMEDY}")
     try:
         record = json.loads(manifest.read_text(encoding="utf8"))
+        content = archive.read_bytes()
+        if record.get("arrays") != hashlib.sha256(content).hexdigest():
+            raise ValueError(f"its arrays are not those of {archive}")
         # from memory: numpy leaves a damaged file open
-        with np.load(io.BytesIO(archive.read_bytes()), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         return _from_record(record, arrays)
     except DAMAGES as error:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from robust_core.data.types import ImageSet
 from robust_core.errors import UserError
 from robust_core.evaluation.helped import transfer_runner
 from robust_core.evaluation.judging import weights_digest
+from robust_core.evaluation.keeping import Keeper, records_in
 from robust_core.evaluation.loop import evaluate
 from robust_core.evaluation.protocols import Member, Protocol
 from robust_core.evaluation.record import Bools, Evaluation
@@ -79,14 +80,26 @@ def sanity_table(
     batch_size: int = 128,
     seed: int = 0,
     device: torch.device | str | None = None,
+    folder: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> list[Check]:
     """Return the checks of a network in evaluation mode on the first ``images`` images (fewer than 500 prove little).
 
     ``sources``: networks to transfer from. ``adaptive``: an evaluation of the same network under attacks that know
-    it, of which ``standard`` names the member that does not.
+    it, of which ``standard`` names the member that does not. ``folder`` keeps the attacks' records (None: nothing is
+    kept), so that a table that was stopped goes on.
     """
     work = _Checks(
-        model, dataset, images, budget or SanityBudget(), dict(sources or {}), batch_size, seed, device
+        model=model,
+        dataset=dataset,
+        images=images,
+        budget=budget or SanityBudget(),
+        sources=dict(sources or {}),
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        folder=folder,
+        known=records_in(folder, say, "sanity-*"),
     )
     count = min(images, len(dataset))
     return [*(replace(check, images=count) for check in work.checks()), adaptive_check(adaptive, standard)]
@@ -102,14 +115,16 @@ class _Checks:
     batch_size: int
     seed: int
     device: torch.device | str | None
-    known: list[Evaluation] = field(default_factory=list)
+    folder: Path | None
+    known: list[Evaluation]
+    made: int = 0
 
     def checks(self) -> list[Check]:
         """Return all lines but the adaptive one."""
         b = self.budget
         apgd = {"eps": b.eps, "steps": b.apgd_steps}
         pgd = Member("pgd", "pgd", {"eps": b.eps, "steps": b.steps, "step_size": b.step_size})
-        fgsm = Member("fgsm", "pgd", {"eps": b.eps, "steps": 1, "step_size": b.eps})
+        fgsm = Member("fgsm", "fgsm", {"eps": b.eps})
         first = Member("apgd-ce", "apgd", {**apgd, "loss": "ce"})
         by_gradient = (pgd, fgsm, first, Member("apgd-margin", "apgd", {**apgd, "loss": "margin"}))
         published = self._run(pgd, fgsm)
@@ -124,6 +139,8 @@ class _Checks:
         ]
 
     def _run(self, *members: Member, cascade: bool = False, model: nn.Module | None = None) -> Evaluation:
+        self.made += 1
+        keeper = Keeper(self.folder, f"sanity-{self.made}")
         found = evaluate(
             model or self.model,
             self.dataset,
@@ -135,7 +152,9 @@ class _Checks:
             runners={"transfer": transfer_runner(self.sources)},
             cascade=cascade,
             known=self.known,
+            keep=keeper.keep,
         )
+        keeper.finish(found)
         self.known.append(found)
         return found
 

@@ -148,7 +148,8 @@ class Work:
             result.last[rows] = other.last[member.name][there[rows]]
             result.robust[rows] = other.robust[member.name][there[rows]]
             result.attacked[rows] = True
-            result.run = _as_if_run(other.runs[member.name], len(rows), other.protocol.name)
+            goes_on = other.protocol.name.endswith(UNFINISHED) and other.batch_size == self.batch_size
+            result.run = _as_if_run(other.runs[member.name], len(rows), flagged=not goes_on)
             return result
         return None
 
@@ -235,11 +236,11 @@ def _alike(one: Member, other: Member) -> bool:
     return (one.name, one.kind, one.settings) == (other.name, other.kind, other.settings)
 
 
-def _as_if_run(run: MemberRun, images: int, protocol: str) -> MemberRun:
+def _as_if_run(run: MemberRun, images: int, *, flagged: bool) -> MemberRun:
     """Return the cost of a member that is taken over, for as many images; an evaluation that goes on needs no flag."""
     share = images / max(run.images, 1)
     passes = {name: round(share * getattr(run, name)) for name in ("forward", "backward", "judging")}
-    flags = run.flags if protocol.endswith(UNFINISHED) else tuple(dict.fromkeys((*run.flags, TAKEN_OVER)))
+    flags = tuple(dict.fromkeys((*run.flags, TAKEN_OVER))) if flagged else run.flags
     return replace(run, images=images, seconds=share * run.seconds, flags=flags, **passes)
 
 

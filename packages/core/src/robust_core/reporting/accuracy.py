@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,16 +25,23 @@ __all__ = ["accuracy_bars", "accuracy_table", "member_label", "part_dots", "part
 
 Summary = Mapping[str, Any]
 MAX_PARTS = 20
-MEMBERS = {"autoattack": "AutoAttack", "cw": "C&W", "cw-batch-sum": "C&W, batch sum"}
+MEMBERS = {
+    "autoattack": "AutoAttack",
+    "cw": "C&W",
+    "cw-batch-sum": "C&W, batch sum",
+    "apgd-ce": "APGD-CE",
+    "apgd-margin": "APGD, margin",
+    "fab": "FAB",
+}
 
 
 def member_label(name: str) -> str:
     """Return how tables name a member of a protocol.
 
-    >>> member_label("pgd-20"), member_label("autoattack")
-    ('PGD-20', 'AutoAttack')
+    >>> member_label("pgd-20"), member_label("autoattack"), member_label("apgd-ce")
+    ('PGD-20', 'AutoAttack', 'APGD-CE')
     """
-    return MEMBERS.get(name) or metric_label(name.replace("-", ""))
+    return MEMBERS.get(name) or metric_label(re.sub(r"-(\d+)$", r"\1", name))
 
 
 def accuracy_table(summary: Summary, title: str = "") -> Table:

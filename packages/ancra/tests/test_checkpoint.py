@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ancra.checkpoint import WEIGHT_FILES, SubjectConfig, find_weights, load_subject
+from ancra.attention import attends
+from ancra.checkpoint import WEIGHT_FILES, SubjectConfig, find_weights, load_sources, load_subject
 from ancra.networks import build_network
 from robust_core.errors import UserError
 from robust_core.models import build_model
@@ -96,6 +97,8 @@ def test_the_runs_settings_decide_and_nothing_needs_to_be_said(tmp_path):
     assert len(subject.images) == 7
     assert subject.name == "ANCRA-MART"
     assert not subject.network.training
+    write_run(run, model="wrn-16-1", normalize=True, test_images=-1)  # of another package: all
+    assert len(load_subject(str(run), *settings(), **PLACE).images) > 100
     agreeing = settings(data="Shapes", model="wrn-16-1", test_images=3)
     assert len(load_subject(str(run / "model-120.pt"), *agreeing, **PLACE).images) == 3
 
@@ -156,6 +159,35 @@ def test_weights_of_the_other_kind_of_network_are_refused(tmp_path):
     torch.save(state(attention="none", model="wrn-16-1"), tmp_path / "run/w.pt")
     with pytest.raises(UserError, match="--attention reverse contradicts the run"):
         load(tmp_path / "run/w.pt", model="wrn-16-1", attention="reverse")
+
+
+def sources(place, like):
+    return load_sources(str(place), like, say=SAID.append)[Path(place).name]
+
+
+def test_a_bare_source_is_taken_only_where_its_names_tell_its_attention(tmp_path):
+    torch.save(state(attention="none"), tmp_path / "plain.pt")
+    torch.save(state(), tmp_path / "attending.pt")
+    like = load(tmp_path / "attending.pt")
+    assert not attends(sources(tmp_path / "plain.pt", like))
+    assert attends(sources(tmp_path / "attending.pt", like))
+    for model in ("wrn-16-1", "preactresnet18-w4"):
+        run = write_run(tmp_path / model, model=model, attention="none")
+        for folder, attention in (
+            (tmp_path / f"own-{model}", "own"),
+            (tmp_path / f"bare-{model}", "reverse"),
+        ):
+            folder.mkdir()
+            torch.save(state(model=model, attention=attention), folder / "w.pt")
+        like = load(tmp_path / f"bare-{model}/w.pt", model=model)
+        # names and shapes are the same with and without
+        told = f"the names in a {model} do not tell whether it has reverse attention; name its run directory"
+        with pytest.raises(UserError, match=told):
+            sources(tmp_path / f"bare-{model}/w.pt", like)
+        assert sources(tmp_path / f"own-{model}/w.pt", like).attention == "own"
+        torch.save(state(model=model, attention="none"), run / "model-120.pt")
+        assert not attends(sources(run, like))
+        assert not attends(sources(run / "model-120.pt", like))
 
 
 class Harmful:

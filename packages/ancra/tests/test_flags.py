@@ -165,6 +165,12 @@ def test_weights_of_another_kind_of_network_are_refused(tmp_path):
         config, _ = settings(*words)
         with pytest.raises(UserError, match="with --attention none, this run has reverse"):
             AncraPlan().network(config, dataset_info("cifar10"), fresh=True)
+    # of a run's checkpoints the run's record speaks
+    checkpoint = tmp_path / "checkpoints/step-00000001.pt"
+    checkpoint.parent.mkdir()
+    torch.save({"model": build_model(model, 10).state_dict()}, checkpoint)
+    with pytest.raises(UserError, match="with --attention none, this run has reverse"):
+        AncraPlan().network(replace(config, ckpt_url=str(checkpoint)), dataset_info("cifar10"), fresh=True)
     (tmp_path / "config.json").unlink()
     torch.save(build_model("resnet8-s2", 10).state_dict(), tmp_path / "w.pt")
     with pytest.raises(UserError, match="another architecture"):

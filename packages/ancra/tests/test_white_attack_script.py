@@ -18,7 +18,8 @@ from ancra.published import published_cw
 from ancra.white_attack import PUBLISHED_FLAGS, WhiteAttackConfig, main, white_protocol
 from robust_core.attacks import draw_start, pgd
 from robust_core.attacks.autoattack import AutoAttackResult
-from robust_core.evaluation import load_evaluation
+from robust_core.evaluation import Keeper, load_evaluation
+from robust_core.evaluation.keeping import PARTIAL
 from robust_core.randomness import generator_for
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
@@ -153,10 +154,15 @@ def test_autoattack_attacks_the_images_it_is_given_and_its_log_is_kept(in_proces
     assert " - Autoattack robust_acc: 0." in log[-1]
     assert json.loads((run / "evaluation/white-attack.json").read_text())["runs"]["autoattack"]["images"] == 7
     settings = json.loads((run / "config.json").read_text())
-    settings["config"]["aa_images"] = 3  # what the run asks for is the default
-    (run / "config.json").write_text(json.dumps(settings))
-    in_process(main, words[:-2])
-    assert sizes[2:] == [3]
+    # what the run asks for is the default, if it is a number of images; -1 is all in another package
+    for asked, attacked in ((3, [3]), (-1, [12]), ("7", [12]), (True, [12])):
+        sizes.clear()
+        (run / "evaluation/white-attack.json").unlink()
+        settings["config"]["aa_images"] = asked
+        (run / "config.json").write_text(json.dumps(settings))
+        done = in_process(main, words[:-2])
+        assert done.code == 0, done.err
+        assert sizes == attacked
 
 
 class Killed(BaseException):
@@ -179,6 +185,39 @@ def test_what_was_stopped_goes_on_with_the_attack_that_it_had_reached(in_process
     assert in_process(main, ["--ckpt_url", run, *QUICK]).code == 0
     assert set(attacked) == {"natural", "cw-batch-sum", "cw"}
     assert not (run / "evaluation/white-attack-partial.json").exists()
+
+
+def test_the_published_cw_of_another_batch_size_is_another_attack(in_process, run, monkeypatch):
+    runner = white_attack.published_cw
+    sizes = []
+
+    def counted(network, images, labels, **options):
+        sizes.append(len(images))
+        return runner(network, images, labels, **options)
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(white_attack, "published_cw", counted)
+    monkeypatch.setattr(Keeper, "finish", killed)
+    monkeypatch.setattr(
+        Keeper, "keep", lambda keeper, found: found.save(keeper.folder, f"{keeper.name}{PARTIAL}")
+    )
+    words = ["--ckpt_url", run, *QUICK, "--attacks", "cw", "--test-batch-size"]
+    for size in ("12", "12", "6"):
+        with pytest.raises(Killed):
+            in_process(main, [*words, size])
+    assert sizes == [12, 6, 6]
+
+
+def test_ctrl_c_says_that_it_goes_on(in_process, run, monkeypatch):
+    def stopped(call):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(white_attack, "_published_cw", stopped)
+    done = in_process(main, ["--ckpt_url", run, *QUICK, "--attacks", "cw"])
+    assert done.code == 130
+    assert done.err == "interrupted: the same command goes on with the attack that it had reached\n"
 
 
 def test_autoattack_is_taken_over_from_the_run_that_made_it_of_the_same_weights(in_process, run, monkeypatch):

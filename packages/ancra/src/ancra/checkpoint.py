@@ -20,7 +20,7 @@ from torch import Tensor
 from ancra.attention import ATTENTIONS
 from ancra.config import AncraConfig
 from ancra.networks import build_network
-from ancra.plan import ancra_method
+from ancra.plan import ancra_method, run_folder
 from ancra.scripts import canonical
 from robust_core.config import expect, option, option_names
 from robust_core.data import DatasetInfo, ImageSet, load_dataset
@@ -166,7 +166,7 @@ def find_weights(place: str, *, flag: str, say: Say = print) -> tuple[Path, Path
     """
     path = Path(place).expanduser()
     if path.is_file():
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        folder = run_folder(path)
         say(f"weights: {path}")
         return path, folder, _run_config(folder)
     if not path.is_dir():
@@ -237,7 +237,7 @@ def _test_images(
     images = load_dataset(name, folder, "test", log=say)
     for note in images.notes:
         say(note)
-    if limit and limit < len(images):
+    if 0 < limit < len(images):
         say(f"the first {limit:,} of {len(images):,} test images")
         images = images.subset(torch.arange(limit))
     return images
@@ -260,10 +260,12 @@ def training_images(
 def load_sources(places: str, like: Subject, *, say: Say = print) -> dict[str, Network]:
     """Return the networks at ``places`` (with commas between) to transfer from, by the names of their folders or files.
 
-    A bare state dict is of the network ``like``, with or without its attention, as the classifier's name tells.
+    A bare state dict is of the network ``like``, with or without its attention: of a ResNet the classifier's name
+    tells, of the other families only that the blocks have classifiers of their own.
 
     Raises:
-        UserError: if there are no weights, they do not fit, or they were trained on other data.
+        UserError: if there are no weights, they do not fit or do not tell their attention, or they were trained on
+            other data.
     """
     words = list(dict.fromkeys(word.strip() for word in places.split(",") if word.strip()))
     # the last parts of the paths, as many as tell them apart
@@ -281,9 +283,23 @@ def load_source(place: str, like: Subject, *, say: Say = print) -> Network:
             f"--transfer-from {place} was trained on {run.get('data')}, this network on {like.settings['data']}; name "
             "networks of the same data."
         )
-    plain = {**like.settings, "attention": "none" if "linear.weight" in state else like.settings["attention"]}
-    settings = {name: run.get(name, other) for name, other in _DECIDED.items()} if run else plain
+    if run:
+        settings = {name: run.get(name, other) for name, other in _DECIDED.items()}
+    else:
+        settings = {**like.settings, "attention": _bare_attention(state, like, weights)}
     return _network(settings, like.images.info, state, weights).to(like.device)
+
+
+def _bare_attention(state: Mapping[str, Tensor], like: Subject, weights: Path) -> str:
+    """Return the attention of a state dict without a run, as its names tell; refuse where they do not."""
+    if any(name.startswith("attention_classifiers.") for name in state):
+        return "own"
+    if not isinstance(like.network, ResNet):
+        raise UserError(
+            f"'{weights}' has no config.json of a run beside it, and the names in a {like.settings['model']} do not "
+            "tell whether it has reverse attention; name its run directory."
+        )
+    return "none" if "linear.weight" in state else str(like.settings["attention"])
 
 
 def _network(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -113,19 +114,17 @@ def examine_network(
             autoattack=effort.autoattack,
         )
 
+    place: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device}
+    place |= {"folder": home, "say": say}
     examiner = Examiner(
         model=network,
         dataset=images,
         suite=suite,
         runners=adaptive_runners(references, sources),
         sizes=effort.sizes,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        folder=home,
         known=known,
         progress=progress,
-        say=say,
+        **place,
     )
     found = examiner.examine(effort.budget.steps)
     checks = [adaptive_check(found.cascade, "autoattack")]
@@ -137,11 +136,7 @@ def examine_network(
             budget=replace(effort.sanity, eps=eps),
             sources=sources,
             adaptive=found.cascade,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            folder=home,
-            say=say,
+            **place,
         )
     _write(found, checks, home)
     return found, checks

@@ -33,7 +33,7 @@ class InspectionScript(Generic[Config]):
 
     ``run(config, given)`` does it; ``given`` are the settings that the user gave. ``published`` are the paper's
     flags, which may be abbreviated; ``idle`` says of settings without effect why they have none,
-    always or for a given configuration.
+    always or for a given configuration; ``again`` how one goes on that was interrupted.
     """
 
     name: str
@@ -43,6 +43,7 @@ class InspectionScript(Generic[Config]):
     run: Callable[[Config, Mapping[str, Any]], None]
     published: Sequence[str]
     idle: Mapping[str, str] | Callable[[Config], Mapping[str, str]] = field(default_factory=dict)
+    again: str = "the same command begins anew"
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """Run with these command-line arguments (default: the process's own); return the exit code."""
@@ -57,7 +58,7 @@ class InspectionScript(Generic[Config]):
             config.validate()
             self.run(config, given)
 
-        return guarded(body, "the same command begins anew")
+        return guarded(body, self.again)
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Return the given settings by name."""

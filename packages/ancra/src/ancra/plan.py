@@ -19,12 +19,13 @@ from robust_core.models import load_weights
 from robust_core.run_data import Data, Say
 from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
-from robust_core.training import Phase, Rate
+from robust_core.training import Phase, Rate, RunDirectory
 
-__all__ = ["AncraPlan", "ancra_method"]
+__all__ = ["AncraPlan", "ancra_method", "published_lines", "run_folder", "write_newest"]
 
 PUBLISHED_STEP = 0.007
 BEST, NEWEST = "best_adv_model.pt", "model-wrn-last.pt"
+MAIN = "main"
 
 
 def ancra_method(config: AncraConfig, num_classes: int) -> Ancra:
@@ -96,7 +97,7 @@ class AncraPlan(Plan[AncraConfig]):
             for name, count, attacks in before
             if count
         ]
-        return [*phases, Phase("main", ancra_method(config, classes), steps, rate)]
+        return [*phases, Phase(MAIN, ancra_method(config, classes), steps, rate)]
 
     def network(self, config: AncraConfig, info: DatasetInfo, *, fresh: bool) -> nn.Module:
         """Return the network with the configured attention, and with ``--restart_epoch`` its weights.
@@ -119,10 +120,11 @@ class AncraPlan(Plan[AncraConfig]):
         return network
 
     def export(self, config: AncraConfig, folder: Path) -> Callable[[Phase, int, nn.Module], None]:
-        """Return what writes state dicts: the newest after each epoch, a numbered one at multiples."""
+        """Return what writes the method's state dicts: the newest after each epoch, a numbered one at multiples."""
 
         def write(phase: Phase, epoch: int, model: nn.Module) -> None:
-            del phase
+            if phase.name != MAIN:  # published numbers count the method's epochs
+                return
             number = config.restart_epoch - 1 + epoch
             write_tensors(folder / NEWEST, model.state_dict())
             if number % config.save_freq == 0:
@@ -136,8 +138,9 @@ class AncraPlan(Plan[AncraConfig]):
         return (NEWEST, BEST, "model-[0-9]*.pt")
 
     def conclude(self, session: Session[AncraConfig]) -> dict[str, Any]:
-        """Test natural images, PGD-20, PGD-40 (step 0.007) and AutoAttack; write the chosen weights and the gallery."""
+        """Test natural images, PGD-20, PGD-40 (step 0.007), AutoAttack; write weights and gallery."""
         config = session.config
+        write_newest(session.run)
         if config.selection == "best":
             write_tensors(session.run.path / BEST, session.model.state_dict())
         attacks = protocol(
@@ -154,6 +157,20 @@ class AncraPlan(Plan[AncraConfig]):
         return {"method": method, "seed": config.seed, "summary": evaluation.summary()}
 
 
+def write_newest(run: RunDirectory) -> None:
+    """Write what was trained last under its published name: the last steps may be no whole epoch of the method."""
+    state = run.checkpoints.latest()
+    if state is not None:
+        average = state["average"]
+        write_tensors(run.path / NEWEST, state["model"] if average is None else average["weights"])
+
+
+def run_folder(weights: str | Path) -> Path:
+    """Return the folder that a file of weights belongs to: its own, of a run's checkpoint the run's."""
+    folder = Path(weights).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else Path(weights).parent
+
+
 def check_attention(weights: Path, attention: str) -> None:
     """Refuse weights that the ``config.json`` beside them says to be of a network with another attention.
 
@@ -163,7 +180,7 @@ def check_attention(weights: Path, attention: str) -> None:
         UserError: naming both.
     """
     try:
-        record = json.loads((weights.parent / "config.json").read_text(encoding="utf8"))
+        record = json.loads((run_folder(weights) / "config.json").read_text(encoding="utf8"))
         found = record["config"].get("attention", "none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
@@ -175,11 +192,19 @@ def check_attention(weights: Path, attention: str) -> None:
 
 
 def published_lines(evaluation: Evaluation) -> list[str]:
-    """Return natural and last-iterate accuracies as counts and percentages, as the official scripts print them."""
+    """Return natural and last-iterate accuracies as counts and percentages, as the official scripts print them.
+
+    Each counts the images that it attacked; what could not run says why.
+    """
     natural, total = evaluation.natural, len(evaluation.natural)
     lines = [f"Test: Accuracy {int(natural.sum())}/{total} ({100 * natural.mean():.2f}%)"]
-    for name, right in evaluation.last.items():
+    for member in evaluation.protocol.members:
+        name, run = member.name, evaluation.runs[member.name]
+        if not run.ran:
+            lines.append(f"Test: {name.upper()} not run: {run.remedy}")
+            continue
+        right = evaluation.last[name][evaluation.attacked[name]]
         lines.append(
-            f"Test: {name.upper()} Accuracy_adv {int(right.sum())}/{total} ({100 * right.mean():.2f}%)"
+            f"Test: {name.upper()} Accuracy_adv {int(right.sum())}/{len(right)} ({100 * right.mean():.2f}%)"
         )
     return lines

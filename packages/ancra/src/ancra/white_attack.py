@@ -123,7 +123,8 @@ def white_protocol(config: WhiteAttackConfig) -> Protocol:
         # published: a uniform start, then one step of the whole budget
         "fgsm": (Member("fgsm", "pgd", {**budget, "step_size": config.epsilon, "steps": 1, **start}),),
         "cw": (
-            Member("cw-batch-sum", "published_cw", cw),
+            # of another batch size it is another attack
+            Member("cw-batch-sum", "published_cw", {**cw, "batch_size": config.test_batch_size}),
             Member("cw", "pgd", {**cw, "loss": "margin"}),
         ),
         "aa": (
@@ -197,8 +198,8 @@ def published_lines(evaluation: Evaluation) -> list[str]:
 def run(config: WhiteAttackConfig, given: Mapping[str, Any]) -> None:
     """Attack, print the published lines and our table, write logs and the record."""
     subject = load_subject(config.ckpt_url, config, given, flag="--ckpt-url")
-    if "aa_images" not in given and isinstance(asked := subject.run.get("aa_images"), int):
-        config = replace(config, aa_images=asked)
+    if "aa_images" not in given and type(asked := subject.run.get("aa_images")) is int:
+        config = replace(config, aa_images=max(asked, 0))  # below 0 a run of another package asks for all
     # before hours of attacks: a place that is not there is said at once
     sources = load_sources(config.transfer_from, subject) if config.adaptive else {}
     evaluation, said = white_attack(subject, config)
@@ -259,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run=run,
         published=PUBLISHED_FLAGS,
         idle=_idle,
+        again="the same command goes on with the attack that it had reached",
     )(arguments)
 
 
@@ -268,8 +270,10 @@ def _idle(config: WhiteAttackConfig) -> dict[str, str]:
 
 
 def _published_cw(call: AttackCall) -> Tensor:
+    options = call.options()
+    del options["batch_size"]  # that of the evaluation, by which the member is told apart
     return published_cw(
-        call.network, call.images, call.labels, start=call.starts(), observe=call.observe, **call.options()
+        call.network, call.images, call.labels, start=call.starts(), observe=call.observe, **options
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from robust_core.errors import UserError
 from robust_core.models import Network, build_model, load_state, load_weights, read_state_dict
+from robust_core.models.weights import read_plain
 
 State = dict[str, Any]
 
@@ -131,6 +132,56 @@ def test_a_truncated_file_is_named(zipped: bool, part: float, trained: Network, 
     torch.save(trained.state_dict(), path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     assert "cut short" in refused(trained, path)
+
+
+@pytest.mark.parametrize("stride", [61, pytest.param(11, marks=pytest.mark.slow)])
+def test_no_flipped_bit_changes_a_weight_silently(stride: int, tmp_path: Path) -> None:
+    path = tmp_path / "flipped.pt"
+    weights = torch.nn.Linear(7, 3).state_dict()
+    torch.save(weights, path)
+    content = path.read_bytes()
+    positions = range(0, 8 * len(content), stride)
+    caught = 0
+    for position in positions:
+        path.write_bytes(flipped(content, position // 8, position % 8))
+        try:
+            read = read_plain(path)
+        except UserError:
+            caught += 1
+        else:
+            assert read.keys() == weights.keys()
+            assert all(torch.equal(read[name], weights[name]) for name in weights)
+    assert caught > len(positions) / 4  # much of the file says nothing
+
+
+def flipped(content: bytes, place: int, bit: int = 0) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+def test_a_damaged_weight_is_one_sentence(trained: Network, fresh: Network, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(trained.state_dict(), path)
+    content = path.read_bytes()
+    stored = content.index(trained.linear.weight.detach().numpy().tobytes())
+    attributes = (
+        content.rindex(b"x/data/0") - 8
+    )  # of the archive's directory: bit 4 makes a folder of the part
+    for place, bit in ((stored, 0), (attributes, 4)):
+        path.write_bytes(flipped(content, place, bit))
+        message = refused(fresh, path)
+        assert re.search(
+            r"x\.pt is damaged \(at 'x/data/\d+' inside it\); copy it again, or take another", message
+        )
+
+
+def test_a_file_saved_without_checksums_loads(trained: Network, fresh: Network, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(trained.state_dict(), tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_weights(fresh, tmp_path / "x.pt")
+    assert_equal_weights(trained, fresh)
 
 
 @pytest.mark.parametrize(

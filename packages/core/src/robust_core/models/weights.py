@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ __all__ = ["load_state", "load_weights", "read_evaluated_state", "read_plain", "
 # Keys under which training scripts keep the state dict, and what wrappers leave in front of names.
 _NESTS = ("state_dict", "model", "net", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")
+# How torch tells its archives from its formats before.
+_ZIP = b"PK\x03\x04"
+_FOLDER = 0x10  # among the attributes of an archive's part
 # How torch's weights-only reader names what it refused, rather than what it could not read.
 _SIGNS_OF_OBJECTS = ("GLOBAL", "global", "allowlist", "REDUCE", "BUILD", "instantiate")
 
@@ -59,6 +63,7 @@ def read_plain(path: str | Path, device: str = "cpu") -> Any:
     if not file.is_file():
         raise UserError(f"There is no checkpoint file {file}; give the path of a file saved with torch.save.")
     try:
+        _check_sums(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the reader also warns of what it then refuses
             return torch.load(file, map_location=device, weights_only=True)
@@ -69,10 +74,27 @@ def read_plain(path: str | Path, device: str = "cpu") -> Any:
                 f"loading it could run code; save model.state_dict() instead of the whole model."
             ) from None
         raise _no_checkpoint(file) from None
+    except UserError:
+        raise
     except PermissionError:
         raise UserError(f"{file} may not be read; give yourself permission to read it.") from None
     except Exception:  # the reader's errors for damaged files are of many types
         raise _no_checkpoint(file) from None
+
+
+def _check_sums(file: Path) -> None:
+    """Refuse a zip archive, which ``torch.save`` writes, with a part whose CRC-32 is wrong: torch does not look."""
+    with file.open("rb") as stream:
+        if stream.read(len(_ZIP)) != _ZIP:
+            return  # the formats before: they hold no checksums
+        with zipfile.ZipFile(stream) as archive:
+            parts = archive.infolist()
+            has_sums = any(part.CRC for part in parts)  # torch can be told to write none
+            damaged = archive.testzip() if has_sums else None
+    # torch takes the memory as it is for the content of what calls itself a folder
+    folders = (part.filename for part in parts if part.file_size and part.external_attr & _FOLDER)
+    if damaged := damaged or next(folders, None):
+        raise UserError(f"{file} is damaged (at '{damaged}' inside it); copy it again, or take another copy.")
 
 
 def _holds_objects(file: Path, message: str) -> bool:

@@ -11,6 +11,7 @@ from robust_core.errors import UserError
 from robust_core.training import machine as machine_module
 from robust_core.training.machine import (
     bf16_units,
+    can_compile,
     processor_name,
     resolve_machine,
     resolve_precision,
@@ -64,6 +65,31 @@ def test_without_a_compiler_the_run_says_so_and_goes_on(monkeypatch):
     resolved, notes = resolve_machine(device="cpu", compile=True)
     assert not resolved.compile
     assert any("no C++ compiler was found: the attack runs uncompiled" in note for note in notes)
+
+
+COMPILERS = [
+    ({}, {"gcc", "clang", "cc"}, True),
+    ({}, {"clang"}, True),
+    ({}, {"cc"}, False),  # Triton does not look for it
+    ({"CC": "cc"}, {"cc"}, True),
+    ({"CC": "icx"}, {"gcc"}, False),  # nor beyond what CC names
+    ({}, set(), False),
+]
+
+
+@pytest.mark.parametrize(("variables", "programs", "found"), COMPILERS)
+def test_a_gpu_needs_a_c_compiler_to_compile(monkeypatch, variables, programs, found):
+    monkeypatch.delenv("CC", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(machine_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(machine_module.shutil, "which", lambda name: name if name in programs else None)
+    assert can_compile("cuda:0") == (found, "" if found else "no C compiler was found")
+
+
+def test_a_gpu_needs_triton_to_compile(monkeypatch):
+    monkeypatch.setattr(machine_module, "find_spec", lambda name: None)
+    assert can_compile("cuda:0") == (False, "the package triton was not found")
 
 
 def test_resuming_on_the_same_machine_says_nothing():

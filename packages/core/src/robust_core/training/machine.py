@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,12 @@ def resolve_device(wanted: str) -> str:
 def can_compile(device: str) -> tuple[bool, str]:
     """Return whether ``torch.compile`` works for the device, and if not, why."""
     if torch.device(device).type == "cuda":
-        return True, ""
+        if find_spec("triton") is None:
+            return False, "the package triton was not found"
+        # as Triton itself looks for the compiler of its launchers
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        found = any(shutil.which(name) for name in names)
+        return found, "" if found else "no C compiler was found"
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:

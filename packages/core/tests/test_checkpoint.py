@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,6 +285,99 @@ def test_what_a_paper_wrote_is_overwritten_too(tmp_path, damaged, left):
 
     RunDirectory.create(run.path, {"config": {"name": "b"}}, overwrite=True, published=published)
     assert {path.name for path in run.path.iterdir()} == {"config.json", "a-folder.pth", *left}
+
+
+def ended(path):
+    """Return a run with all that a run leaves behind."""
+    run = RunDirectory.create(path, {"config": {"a": 1}})
+    run.checkpoints.save(state(1), 1)
+    run.log({"step": 1})
+    run.log_timing({"step": 1})
+    for name in (
+        "best.pt",
+        "gallery.npz",
+        "a-1.pth",
+        "tensorboard/events",
+        "report/x",
+        "adaptive/x",
+        "evaluation/x",
+    ):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("x")
+    run.finish({})
+    return run
+
+
+def overwrite(path):
+    return RunDirectory.create(
+        path, {"config": {"a": 2}}, overwrite=True, published=lambda settings: ["a-*.pth"] if settings else []
+    )
+
+
+def test_overwriting_leaves_nothing_of_a_run(tmp_path):
+    run = overwrite(ended(tmp_path / "run").path)
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]
+
+
+def test_an_overwriting_killed_at_any_removal_is_made_good_by_the_next(tmp_path, monkeypatch):
+    removed = []
+
+    def killed_after(count, remove):
+        def change(*arguments, **named):
+            if len(removed) == count:
+                raise KeyboardInterrupt
+            removed.append(arguments[0])
+            remove(*arguments, **named)
+
+        return change
+
+    for count in range(100):
+        path = ended(tmp_path / str(count)).path
+        removed.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", killed_after(count, Path.unlink))
+            patched.setattr(shutil, "rmtree", killed_after(count, shutil.rmtree))
+            try:
+                overwrite(path)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        # still the old run, and no longer one that has come to its end
+        assert RunDirectory.open(path).record["config"] == {"a": 1}
+        assert not RunDirectory.open(path).is_finished or count == 0
+        assert [file.name for file in overwrite(path).path.iterdir()] == ["config.json"]
+    assert count == 12
+
+
+def test_what_cannot_be_removed_is_one_sentence(tmp_path, monkeypatch):
+    path = ended(tmp_path / "run").path
+
+    def fail(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", fail)
+        with pytest.raises(
+            UserError, match=r"'.*/report' of the former run cannot be removed \(Permission denied"
+        ):
+            overwrite(path)
+    assert RunDirectory.open(path).checkpoints.latest_step() == 1
+    (path / "checkpoints").rename(tmp_path / "elsewhere")
+    (path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"checkpoints' of the former run cannot be removed \(.*symbolic link"
+    ):
+        overwrite(path)
+
+
+def test_checkpoints_without_a_record_are_not_adopted(tmp_path):
+    path = ended(tmp_path / "run").path
+    (path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"'.*run' holds the checkpoints of a run without its config\.json; "):
+        RunDirectory.create(path, {"config": {"a": 2}})
+    assert (path / "checkpoints/manifest.json").exists()
+    assert overwrite(path).checkpoints.latest() is None
 
 
 def test_opening_what_is_no_run(tmp_path):

@@ -16,6 +16,7 @@ from robust_core.data import download, load_dataset
 from robust_core.data.download import fetch
 from robust_core.data.official import OFFICIAL_MD5, Remote, official_files
 from robust_core.errors import UserError
+from robust_core.storage import held
 
 
 def md5(content):
@@ -103,6 +104,17 @@ def test_cifar_is_downloaded_once(tmp_path, server, cifar):
     server.files.clear()
     assert load_dataset("cifar10", tmp_path, "test", log=lines.append).labels.tolist() == [7]
     assert len(lines) == 1
+
+
+def test_what_a_killed_download_left_is_removed_and_a_living_one_is_not(tmp_path, cifar):
+    left, living = tmp_path / "cifar10" / ".download.left", tmp_path / "cifar10" / ".download.living"
+    for folder in (left, living):
+        folder.mkdir(parents=True)
+        (folder / "cifar.tar.gz").write_text("half an archive")
+    with held(living):
+        assert load_dataset("cifar10", tmp_path, "test").labels.tolist() == [7]
+    assert not left.exists()
+    assert (living / "cifar.tar.gz").exists()
 
 
 @pytest.mark.parametrize("inside", ["", "svhn"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -361,6 +364,50 @@ def test_a_lost_evaluation_is_made_again(finished, stopped, suffix, content):
     assert again.natural.tolist() == load_evaluation(finished / "evaluation", "pgd-20").natural.tolist()
 
 
+def test_damaged_best_weights_are_one_sentence(stopped):
+    record = json.loads((stopped / "config.json").read_text())
+    rewrite(stopped / "config.json", config={**record["config"], "selection": "best"})
+    told = (
+        r"The best weights of the run cannot be loaded \(.*best\.pt[^;]*\); restore it, or start the run anew"
+    )
+    with pytest.raises(UserError, match=told):
+        resumed(stopped)
+    weights = final(RunDirectory.open(stopped))
+    write_tensors(stopped / "best.pt", weights)
+    stored = weights["linear.weight"].numpy().tobytes()
+    content = (stopped / "best.pt").read_bytes()
+    (stopped / "best.pt").write_bytes(content.replace(stored, stored[::-1]))
+    with pytest.raises(UserError, match=told):
+        resumed(stopped)
+    write_tensors(stopped / "best.pt", weights)
+    resumed(stopped)
+
+
+def test_a_run_without_its_report_is_not_finished(stopped, monkeypatch):
+    def full(path):
+        raise UserError("No space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("robust_core.session.write_report", full)
+        with pytest.raises(UserError, match="No space left"):
+            resumed(stopped)
+    assert not RunDirectory.open(stopped).is_finished
+    assert resumed(stopped)[-1] == f"report: {stopped / 'report' / 'report.html'}"
+
+
+def test_what_a_killed_save_left_is_removed(stopped):
+    left = stopped / "checkpoints" / f".step-00000009.pt.{os.getpid()}.tmp"
+    left.write_bytes(b"half a checkpoint")
+    resumed(stopped)
+    assert not left.exists()
+
+
+def test_checkpoints_without_a_record_are_refused_before_data_is_loaded(config, stopped):
+    (stopped / "config.json").unlink()
+    with pytest.raises(UserError, match="holds the checkpoints of a run"):
+        execute(replace(config, data_dir="nowhere"), Plan(), stopped)
+
+
 class Killed(BaseException):
     """What a test ends a run with."""
 
@@ -434,8 +481,6 @@ def test_normalisation_lies_inside_the_model(config, tmp_path):
 
 
 def test_tensorboard_writes_events_or_names_its_extra(config, tmp_path, monkeypatch):
-    import sys
-
     watched = replace(config, tensorboard=True, epochs=1)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"packages/part\[tensorboard\]"):
@@ -444,3 +489,33 @@ def test_tensorboard_writes_events_or_names_its_extra(config, tmp_path, monkeypa
     pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
     run = execute(watched, Plan(), tmp_path / "with")
     assert list((run.path / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_takes_back_the_steps_beyond_the_checkpoint(config, tmp_path, monkeypatch):
+    opened, written = [], []
+
+    class Writer:
+        def __init__(self, folder, *, purge_step):
+            opened.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append(step)
+
+        def flush(self):
+            if written[-1] == 5 and len(opened) == 1:
+                raise Killed
+
+    package = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    watched = replace(config, tensorboard=True)
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        execute(watched, Plan(), path, say=lambda line: None)
+    done = RunDirectory.open(path).checkpoints.latest_step()
+    assert done < 5
+    resume(watched, Plan(), path, say=lambda line: None)
+    folder = str(path / "tensorboard")
+    assert opened == [(folder, 1), (folder, done + 1)]
+    (path / "finished.json").unlink()
+    resume(watched, Plan(), path, say=lambda line: None)  # which logs no figure any more
+    assert len(opened) == 2

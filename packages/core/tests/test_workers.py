@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from robust_core.errors import UserError
-from robust_core.storage import held
+from robust_core.storage import held, remove_abandoned
 
 HOLDER = """
 import sys
@@ -67,6 +67,25 @@ def test_a_killed_process_lets_go(tmp_path):
         process.wait()
     with held(tmp_path / "run"):
         pass
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    with child(tmp_path / "other.py", "input()") as alive:
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        (tmp_path / "checkpoints" / "deeper").mkdir(parents=True)
+        left = [f".x.pt.{dead.pid}.tmp", f"checkpoints/.x.pt.{dead.pid}.tmp", f".x.{os.getpid()}.tmp"]
+        kept = [
+            *(f"checkpoints/.x.pt.{alive.pid}.tmp", f"checkpoints/deeper/.x.pt.{dead.pid}.tmp", ".x.pt.tmp"),
+            *(f"x.pt.{dead.pid}.tmp", f".x.pt.{dead.pid}.part", f".x.{10**30}.tmp", f".x.{alive.pid}.tmp"),
+        ]
+        for name in (*left, *kept):
+            (tmp_path / name).write_text("x")
+        (tmp_path / f".folder.{dead.pid}.tmp").mkdir()
+        remove_abandoned(tmp_path)
+        assert not any((tmp_path / name).exists() for name in left)
+        assert all((tmp_path / name).exists() for name in kept)
+        alive.communicate("\n", timeout=60)
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):

@@ -5,8 +5,8 @@ A paper plugs in a :class:`Plan`; nothing here knows which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from robust_core.models import load_weights
 from robust_core.plan import Beginning, Plan, Session, core_network
 from robust_core.reporting import write_report
 from robust_core.run_data import Data, Say, data_record
-from robust_core.storage import held, write_whole
+from robust_core.storage import held, remove_abandoned, write_whole
 from robust_core.training import (
     Hooks,
     LoopSettings,
@@ -58,8 +58,8 @@ def execute(
         UserError: for settings that cannot work, data that is not there, a directory that holds a run.
     """
     config.validate()
-    if (path / "config.json").exists() and not overwrite:
-        RunDirectory.create(path, {})  # refuses, before data is loaded
+    if not overwrite:
+        RunDirectory.check_free(path)  # before data is loaded
     device = resolve_device("cpu" if config.no_cuda else config.device)
     processes = start_processes(device)
     say = say if processes.is_main else _silent
@@ -139,8 +139,15 @@ def resume(config: Config, plan: Plan[Config], path: Path, *, say: Say = print) 
         return _carry_out(_session(config, run, machine, processes, data, phases, model, say), plan)
 
 
-def _holding(path: Path, processes: Processes) -> AbstractContextManager[None]:
-    return held(path) if processes.is_main else nullcontext()
+@contextmanager
+def _holding(path: Path, processes: Processes) -> Iterator[None]:
+    """Hold the run directory, if this is the first process, and tidy it up."""
+    if not processes.is_main:
+        yield
+        return
+    with held(path):
+        remove_abandoned(path)
+        yield
 
 
 def _silent(_: str) -> None:
@@ -214,12 +221,24 @@ def _carry_out(session: Session[Config], plan: Plan[Config]) -> RunDirectory:
     if session.processes.is_main:
         evaluated = training.evaluated_model.eval()
         if config.selects_best:
-            load_weights(evaluated, run.path / "best.pt")
-        run.finish(plan.conclude(replace(session, model=evaluated)))
-        session.say(f"report: {write_report(run.path)}")
+            _load_best(evaluated, run.path / "best.pt")
+        result = plan.conclude(replace(session, model=evaluated))
+        report = write_report(run.path)
+        run.finish(result)
+        session.say(f"report: {report}")
     # no barrier: the other processes have nothing left to do, and a long evaluation would time it out
     session.processes.stop()
     return run
+
+
+def _load_best(model: nn.Module, file: Path) -> None:
+    try:
+        load_weights(model, file)
+    except UserError as error:
+        problem = str(error).partition("; ")[0]  # its remedy is for files from elsewhere
+        raise UserError(
+            f"The best weights of the run cannot be loaded ({problem}); {RESTORE_OR_ANEW}"
+        ) from error
 
 
 def _loop_settings(config: RunConfig, data: ImageSet) -> LoopSettings:
@@ -256,6 +275,7 @@ def _hooks(
 
 
 def _tensorboard(path: Path) -> Callable[[str, float, int], None]:
+    """Return what writes a figure of a step; the first one opens the file, so only where figures are logged."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -263,9 +283,12 @@ def _tensorboard(path: Path) -> Callable[[str, float, int], None]:
             "--tensorboard needs the package tensorboard; install it with the extra of that name, "
             "e.g. pip install 'packages/part[tensorboard]'."
         ) from None
-    writer = SummaryWriter(str(path / "tensorboard"))
+    writer = None
 
     def scalar(name: str, value: float, step: int) -> None:
+        nonlocal writer
+        if writer is None:  # a run that goes on from a checkpoint takes back what it wrote beyond
+            writer = SummaryWriter(str(path / "tensorboard"), purge_step=step)
         writer.add_scalar(name, value, step)
         writer.flush()
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ import torch
 
 from robust_core.errors import UserError
 
-__all__ = ["file_digest", "held", "settle", "told", "write_json", "write_tensors", "write_whole"]
+__all__ = [
+    "file_digest",
+    "held",
+    "remove_abandoned",
+    "settle",
+    "told",
+    "write_json",
+    "write_tensors",
+    "write_whole",
+]
 
 
 def file_digest(path: Path) -> str:
@@ -52,6 +62,32 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise told(error, path) from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this machine left in ``folder`` and one level below.
+
+    For the process that holds ``folder`` (:func:`held`): others may write into it, but not under this one's number.
+    """
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for file in folder.glob(pattern):
+            name = re.fullmatch(r"\..+\.(\d{1,9})\.tmp", file.name)
+            if name is not None and not _runs_beside(int(name[1])):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+
+def _runs_beside(process: int) -> bool:
+    """Return whether another process of this machine has the number; in a container they soon come again."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def settle(path: Path) -> None:

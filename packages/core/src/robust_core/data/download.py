@@ -20,10 +20,12 @@ from robust_core.data.files import plain_error
 from robust_core.data.official import official_files
 from robust_core.data.types import DatasetInfo
 from robust_core.errors import UserError
+from robust_core.storage import held
 
 __all__ = ["download_dataset", "fetch", "unpack"]
 
 TIMEOUT_SECONDS = 30.0
+_STAGING = ".download."
 _MAX_MEMBER_BYTES = 256 << 20
 _MAX_TOTAL_BYTES = 2 << 30
 _Log = Callable[[str], None] | None
@@ -36,7 +38,8 @@ def download_dataset(info: DatasetInfo, folder: Path, log: _Log, expected: str) 
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as name:
+        _remove_abandoned(folder)
+        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=folder) as name, held(Path(name)):
             staging = Path(name)
             for remote in remotes:
                 fetch(remote.url, staging / remote.name, remote.md5, log)
@@ -55,6 +58,13 @@ def download_dataset(info: DatasetInfo, folder: Path, log: _Log, expected: str) 
             f"{info.title} could not be stored in {folder} ({plain_error(error)}); check its permissions and"
             " the free space or name another folder."
         ) from error
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed downloads left: the folders that no process holds."""
+    for left in folder.glob(f"{_STAGING}*"):
+        with contextlib.suppress(UserError), held(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def fetch(url: str, path: Path, md5: str, log: _Log = None) -> None:

@@ -19,6 +19,15 @@ from robust_core.training.checkpoint import CheckpointStore
 
 __all__ = ["RunDirectory", "commit_of_source"]
 
+SIGNS = ("config.json", "checkpoints/manifest.json")
+"""A directory with one of these holds a run."""
+# Everything else that a run writes, in the order in which it is removed: whatever a kill leaves is a run that is not
+# finished, and whose checkpoints, as long as there are any, have the lines and weights that belong to them.
+_WRITTEN = (
+    *("finished.json", "report", "evaluation", "adaptive", "gallery.npz", "checkpoints"),
+    *("best.pt", "metrics.jsonl", "timings.jsonl", "tensorboard"),
+)
+
 
 def commit_of_source() -> str:
     """Return the git commit of the checkout that this package runs from ('+' if changed), or 'unknown'."""
@@ -61,18 +70,35 @@ class RunDirectory:
         paper wrote beside the core's; they go too.
 
         Raises:
-            UserError: if the directory holds a run already and ``overwrite`` is not set, or cannot be written.
+            UserError: if the directory holds a run already and ``overwrite`` is not set, or what it holds cannot be
+                removed, or it cannot be written.
         """
-        if (path / "config.json").exists():
-            if not overwrite:
-                raise UserError(
-                    f"'{path}' already holds a run; continue it with --resume {path}, start it anew with "
-                    "--overwrite, or choose another --run-dir."
-                )
+        if not overwrite:
+            cls.check_free(path)
+        elif any((path / name).exists() for name in SIGNS):
             _clear(path, published(_settings(path)))
         record = {**record, "commit": commit_of_source()}
         write_json(path / "config.json", record)
         return cls(path, record)
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuse a directory with a run, or with checkpoints that a new run would take for its own.
+
+        Raises:
+            UserError: naming what is there.
+        """
+        found = next((name for name in SIGNS if (path / name).exists()), None)
+        if found == "config.json":
+            raise UserError(
+                f"'{path}' already holds a run; continue it with --resume {path}, start it anew with "
+                "--overwrite, or choose another --run-dir."
+            )
+        if found is not None:
+            raise UserError(
+                f"'{path}' holds the checkpoints of a run without its config.json; restore that, start anew with "
+                "--overwrite, or choose another --run-dir."
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -216,12 +242,28 @@ def _settings(path: Path) -> Mapping[str, Any]:
 
 
 def _clear(path: Path, published: Iterable[str]) -> None:
-    """Remove what a run wrote, and nothing else that lies in the directory."""
+    """Remove what a run wrote, and nothing else that lies in the directory; ``config.json`` goes last.
+
+    A kill in between leaves a run, which is refused or overwritten like any other, not files without an owner.
+    """
+    for name in _WRITTEN:
+        _remove(path / name)
     for pattern in published:
         for file in path.glob(pattern):
             if file.is_file():
-                file.unlink()
-    for name in ("config.json", "metrics.jsonl", "timings.jsonl", "finished.json", "gallery.npz", "best.pt"):
-        (path / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "evaluation", "adaptive", "report"):
-        shutil.rmtree(path / name, ignore_errors=True)
+                _remove(file)
+    _remove(path / "config.json")
+
+
+def _remove(place: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    try:
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"'{place}' of the former run cannot be removed ({error.strerror or error}); remove it yourself, or choose "
+            "another --run-dir."
+        ) from error

@@ -13,6 +13,8 @@ from starts import start
 from ancra import cli
 from ancra.networks import build_network
 from ancra.plan import AncraPlan
+from ancra.scripts import SCRIPTS, resolve
+from robust_core.errors import UserError
 from robust_core.models import build_model, load_weights
 
 SMALL = [
@@ -98,3 +100,12 @@ def test_mistakes_are_one_sentence_and_exit_code_2(in_process, folders, tmp_path
         assert told in done.err
         assert "Traceback" not in done.err
         assert not (tmp_path / "run").exists()
+
+
+def test_autoattack_without_its_package_is_said_at_the_start(monkeypatch):
+    monkeypatch.setattr("robust_core.extras.autoattack_available", lambda: False)
+    script = SCRIPTS["train_CIFAR10_ResNet"]
+    assert resolve(script, {})[1] == resolve(script, {"aa_images": 0})[1] == []
+    assert "AutoAttack will not be run" in resolve(script, {"scale": "reduced"})[1][0]
+    with pytest.raises(UserError, match=r"--aa-images 5 needs .*packages/ancra\[eval\]"):
+        resolve(script, {"aa_images": 5})

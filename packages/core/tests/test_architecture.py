@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluation"},
     {"training"},
     {"reporting"},
-    {"config", "gallery", "run_data", "plan", "session", "cli", "script"},
+    {"config", "extras", "gallery", "run_data", "plan", "session", "cli", "script"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = sorted(

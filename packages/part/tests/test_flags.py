@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import part.cli
+from part import regional
 from part.cli import PUBLISHED_FLAGS
 from part.config import SCALES, PartConfig, resolve
 from part.phases import build_phases
@@ -19,6 +20,11 @@ from robust_core.cli import add_flags, normalise_flags
 from robust_core.errors import UserError
 
 IMAGE = torch.Size((3, 32, 32))
+
+
+@pytest.fixture(autouse=True)
+def _autoattack_is_there(monkeypatch):
+    monkeypatch.setattr("robust_core.extras.autoattack_available", lambda: True)
 
 
 def settings(*words, method="part"):
@@ -158,6 +164,28 @@ IDLE = [
     (("--warm-up", "3"), "natural", "warm-up"),
     (("--save-weights", "3", "--mask-refresh", "step"), "part", "save-weights"),
     (("--aa-images", "5", "--final-tests", "pgd-20"), "part", "aa-images"),
+    (("--num-steps", "5"), "natural", "num-steps"),
+    (("--eps-ramp",), "natural", "eps-ramp"),
+    (("--eps-ramp", "--warm-up", "0"), "part", "eps-ramp"),
+    *(
+        ((*words, *given), "part", flag)
+        for words in (("--pre-trained", "--mask-refresh", "batch"), ("--epochs", "3", "--warm-up", "3"))
+        for flag, *given in (
+            ("low-epsilon", "--low-epsilon", "6/255"),
+            ("cam", "--cam", "layercam"),
+            ("cam-class", "--cam-class", "label"),
+            ("mask-rule", "--mask-rule", "jet"),
+            ("mask-control", "--mask-control", "random"),
+            ("save-weights", "--save-weights", "2"),
+        )
+    ),
+    (("--epochs", "3", "--warm-up", "3", "--mask-refresh", "batch"), "part", "mask-refresh"),
+    (("--epochs", "3", "--warm-up", "3", "--start", "unclipped"), "part", "start"),
+    (
+        ("--epochs", "3", "--warm-up", "3", "--pre-trained", "--mask-refresh", "batch"),
+        "part",
+        "pre-trained",
+    ),
 ]
 
 
@@ -165,6 +193,50 @@ IDLE = [
 def test_a_flag_without_effect_warns_once(words, method, flag):
     _, notes = settings(*words, method=method)
     assert len([note for note in notes if note.startswith(f"warning: --{flag} has no effect")]) == 1
+
+
+USED = [
+    (("--num-steps", "5", "--eps-ramp"), "at"),
+    (("--low-epsilon", "6/255", "--cam", "layercam", "--mask-control", "random"), "part"),
+    (("--pre-trained", "--mask-refresh", "batch"), "part"),
+    (("--epochs", "3", "--warm-up", "3", "--main-steps", "2", "--low-epsilon", "6/255"), "part"),
+]
+
+
+@pytest.mark.parametrize(("words", "method"), USED)
+def test_a_flag_with_effect_does_not_warn(words, method):
+    _, notes = settings(*words, method=method)
+    assert [note for note in notes if "--epochs" not in note and "--warm-up" not in note] == []
+
+
+SHORT = [
+    (("--epochs", "3"), 2, 1),
+    (("--epochs", "20"), 19, 1),
+    (("--epochs", "1"), 0, 1),
+    (("--epochs", "21"), 20, 0),
+    (("--scale", "demo", "--epochs", "3"), 2, 1),
+    (("--scale", "reduced", "--epochs", "4"), 3, 1),
+    (("--scale", "reduced", "--epochs", "5"), 4, 0),
+    (("--scale", "demo"), 20, 0),
+    (("--main-steps", "5"), 20, 0),
+    (("--epochs", "3", "--warm-up", "3"), 3, 0),
+]
+
+
+@pytest.mark.parametrize(("words", "warm_up", "told"), SHORT)
+def test_a_warm_up_that_nobody_gave_fits_into_the_epochs(words, warm_up, told):
+    config, notes = settings(*words)
+    assert config.warm_up == warm_up
+    assert [f"--warm-up {warm_up} instead of" in note for note in notes] == [True] * told
+
+
+def test_a_run_on_one_quadrant_has_no_flags_without_effect(capsys):
+    with pytest.raises(SystemExit):
+        regional.main(["--help"])
+    said = capsys.readouterr().out
+    assert "--low-epsilon" in said
+    for flag in ("--aa-images", "--save-freq", "--final-tests"):
+        assert flag not in said
 
 
 def test_svhn_brings_its_published_settings_and_explicit_values_win():
@@ -308,7 +380,7 @@ def test_milestones_count_all_that_came_before():
 
 IMPOSSIBLE = {
     "--epochs 0 --warm-up 0": "leaves nothing to train",
-    "--epochs 10": "lower --warm-up",
+    "--epochs 10 --warm-up 11": "lower --warm-up",
     "--aa-images -2": "--aa-images -2 is not possible",
     "--curve-images -1": "--curve-images -1 is not possible",
     "--seed 99999999999999999999": "--seed 99999999999999999999 is not possible",

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from benchmarks.reproduce import tables
 from benchmarks.reproduce.__main__ import main
-from benchmarks.reproduce.results import Entry, packed, unpacked
+from benchmarks.reproduce.engine import Reproduction
+from benchmarks.reproduce.papers import PAPERS
+from benchmarks.reproduce.results import Entry, ResultFile, packed, unpacked
 from runs import undrawn
 
 SMALL = [
@@ -129,6 +131,13 @@ def test_bits_survive_packing():
         (["prat"], "did you mean 'part'"),
         (["part", "--rows", "att", "--scale", "smoke"], "did you mean 'at'"),
         (["part", "--seeds", "one", "--scale", "smoke"], "--seeds one"),
+        (
+            ["part", "--mask-control", "random", "--scale", "smoke"],
+            "--mask-control is what row 'part-random'",
+        ),
+        (["part", "--method", "at", "--rows", "at", "--scale", "smoke"], "--method is what row"),
+        (["ancra", "--method", "mart", "--scale", "demo"], "--method is what row 'at'"),
+        (["gdro-at", "--train-type", "pgd", "--scale", "smoke"], "--train-type is what row"),
     ],
 )
 def test_mistakes_are_one_sentence(words, told, capsys, tmp_path):
@@ -145,6 +154,45 @@ def test_a_results_file_of_another_kind_is_refused(tmp_path, capsys):
         == 2
     )
     assert "holds no results of this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("paper", ["part", "ancra", "gdro-at"])
+def test_what_all_rows_share_may_be_given(paper):
+    shared = (
+        "model",
+        "data_dir",
+        "test_images",
+        "batch_size",
+        "main_steps",
+        "validation",
+        "threads",
+        "epsilon",
+    )
+    assert {name: PAPERS[paper].row_told_by(name) for name in shared} == dict.fromkeys(shared)
+
+
+def test_a_shared_flag_that_all_rows_set_themselves_is_said(tmp_path, capsys):
+    given = {"data_dir": str(tmp_path), "model": "resnet8-s2"}
+    work = Reproduction(PAPERS["ancra-cifar100"], "paper", tmp_path, {**given, "data": "cifar10"})
+    work.check_given()
+    assert capsys.readouterr().out == "warning: --data has no effect here: every row sets it\n"
+
+
+def test_the_table_names_every_commit_and_machine(tmp_path):
+    results = ResultFile(tmp_path / "results.json", "part", "demo")
+    for seed, (commit, processor, threads) in enumerate(
+        [("b" * 40, "P", 2), ("a" * 40, "P", 1), ("a" * 40, "Q", 1)], start=1
+    ):
+        results.entries.append(
+            Entry(
+                row="at", seed=seed, settings={"data": "d", "model": "m", "test_epsilon": 0.1}, images=4,
+                record={}, summary={}, software={}, data={"train": {"images": 1}}, commit=commit,
+                machine={"precision": "float32", "processor": processor, "threads": threads, "torch": "2"},
+                train_seconds=0.0,
+            )
+        )  # fmt: skip
+    told = " ".join(tables.run_notes(PAPERS["part"], results))
+    assert f"evaluation float32; P and Q, threads 1 and 2, torch 2, commit {'a' * 10} and {'b' * 10}." in told
 
 
 def test_partly_attacked_columns_count_their_own_images():

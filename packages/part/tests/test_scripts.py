@@ -20,6 +20,7 @@ from starts import start
 from part import regional
 from part.cli import train_eval_part, train_eval_part_t
 from part.plan import PartPlan
+from robust_core.evaluation import load_evaluation
 from robust_core.models import build_model, load_weights
 
 SCRIPTS = {
@@ -52,6 +53,10 @@ def test_a_script_trains_tests_and_reports(script, folders, tmp_path, name):
     refreshed = [line for line in lines if line["kind"] == "refresh"]
     assert len(refreshed) == 1
     assert 0.0 < refreshed[0]["mask_density"] < 0.5
+    # PGD within the masks has a line and a section of its own, and no part in the worst case
+    assert done.stdout.index("MMA===") < done.stdout.index("PGD within the masks===\nTest: Accuracy: ")
+    assert "Evaluation: pgd-20-mask" in page
+    assert set(load_evaluation(run / "evaluation", "part").runs) == {"pgd-20", "mma"}
 
 
 KILLS = {"float32": 5, "bf16": 2}
@@ -145,7 +150,9 @@ def test_official_behaviour_trains(in_process, folders):
 
 @pytest.mark.slow
 def test_regional_epsilon_writes_its_table(script, in_process, folders, tmp_path):
-    words = [*SMALL, "--data-dir", folders, "--final-tests", "pgd-20", "--run-dir", "regional"]
+    pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
+    small = [word for pair in pairs if pair[0] not in ("--save-freq", "--aa-images") for word in pair]
+    words = [*small, "--data-dir", folders, "--run-dir", "regional"]
     done = script("regional_epsilon.py", *words)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "regional/table.md").read_text()
@@ -248,14 +255,14 @@ def test_a_run_is_not_overwritten_unasked(in_process, whole_run, folders):
 
 
 def test_autoattack_asked_for_without_its_package(in_process, folders, monkeypatch):
-    monkeypatch.setattr("part.cli.autoattack_missing", lambda: True)
+    monkeypatch.setattr("robust_core.extras.autoattack_available", lambda: False)
     done = in_process(train_eval_part, [*SMALL, "--data-dir", folders, "--aa-images", "5"])
     assert done.code == 2
     assert "packages/part[eval]" in done.err
 
 
 def test_autoattack_not_asked_for_is_not_run_and_said(in_process, monkeypatch, folders):
-    monkeypatch.setattr("part.cli.autoattack_missing", lambda: True)
+    monkeypatch.setattr("robust_core.extras.autoattack_available", lambda: False)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     words = [word for word in SMALL if word not in ("--aa-images", "0")]
     done = in_process(train_eval_part, [*words, "--data-dir", folders, "--run-dir", "run"])

@@ -14,6 +14,7 @@ from ancra.config import AncraConfig
 from robust_core.config import scale_defaults
 from robust_core.data import list_datasets
 from robust_core.errors import UserError, unknown_name
+from robust_core.extras import autoattack_notes
 
 __all__ = ["SCALES", "SCRIPTS", "Script", "canonical", "resolve"]
 
@@ -131,7 +132,7 @@ def resolve(script: Script, given: Mapping[str, Any]) -> tuple[AncraConfig, list
     """Return the configuration of a script's run for the settings that a user gave, and lines to print.
 
     Raises:
-        UserError: for names that do not exist and settings that cannot work.
+        UserError: for names that do not exist, settings that cannot work, and AutoAttack without its package.
     """
     given = canonical(given)
     values: dict[str, Any] = {"data_dir": str(Path("data").absolute()), **script.defaults}
@@ -154,7 +155,7 @@ def resolve(script: Script, given: Mapping[str, Any]) -> tuple[AncraConfig, list
             f"--restart-epoch {config.restart_epoch} begins with the weights of --ckpt-url, but '{config.ckpt_url}' "
             "is no file; name a state dict."
         )
-    return config, idle_settings(config, given)
+    return config, [*idle_settings(config, given), *autoattack_notes(config.aa_images, given, "ancra")]
 
 
 def run_directory(config: AncraConfig, script: Script) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from part.config import PartConfig, canonical, resolve
-from part.plan import PartPlan, autoattack_missing
+from part.plan import PartPlan
 from robust_core.errors import UserError
 from robust_core.script import TrainingScript
 
@@ -47,13 +47,7 @@ def _script(name: str, methods: tuple[str, ...]) -> TrainingScript[PartConfig]:
     """Return the script that trains these methods, the first of them unless told otherwise."""
 
     def resolved(given: Mapping[str, Any]) -> tuple[PartConfig, list[str]]:
-        config, notes = resolve(given, method=methods[0])
-        if config.aa_images and autoattack_missing():
-            remedy = "pip install 'packages/part[eval]'"
-            if "aa_images" in given:
-                raise UserError(f"--aa-images {config.aa_images} needs the package pyautoattack: {remedy}.")
-            notes.append(f"AutoAttack will not be run: its package is not installed ({remedy}).")
-        return config, notes
+        return resolve(given, method=methods[0])
 
     def check_resumed(stored: PartConfig, path: Path) -> None:
         if stored.method not in methods:

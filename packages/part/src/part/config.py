@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from part.controls import MASK_CONTROLS
+from part.idle import idle_settings
 from part.mask import MASK_RULES
 from robust_core.cam import CAM_METHODS
 from robust_core.config import RunConfig, option, scale_defaults
 from robust_core.data import DatasetInfo, list_datasets
 from robust_core.errors import UserError, unknown_name
+from robust_core.extras import autoattack_notes
 
 __all__ = ["METHODS", "PartConfig", "resolve", "resolve_as", "run_directory"]
 
@@ -113,7 +115,8 @@ class PartConfig(RunConfig):
     )
     final_tests: str = option(
         "all",
-        "final attacks: all (PGD-20, MMA and, as --aa-images says, AutoAttack) or pgd-20 alone",
+        "final attacks: all (PGD-20, MMA and, as --aa-images says, AutoAttack) or pgd-20 alone; with masks also "
+        "PGD-20 within them",
         choices=("all", "pgd-20"),
         group="evaluation",
     )
@@ -136,6 +139,16 @@ class PartConfig(RunConfig):
     def uses_stored_budgets(self) -> bool:
         """Whether budgets come from ``weighted_eps_list.npz`` instead of masks."""
         return self.pre_trained and self.method == "part" and self.mask_refresh == "batch"
+
+    @property
+    def has_main_phase(self) -> bool:
+        """Whether anything comes after the warm-up."""
+        return bool(self.main_steps) or self.epochs > self.warm_up
+
+    @property
+    def makes_masks(self) -> bool:
+        """Whether the run trains with masks that it makes itself."""
+        return self.masked and self.has_main_phase and not self.uses_stored_budgets
 
     @property
     def has_small_budget(self) -> bool:
@@ -275,9 +288,11 @@ def resolve(given: Mapping[str, Any], *, method: str = "part") -> tuple[PartConf
     """Return the configuration for the settings that a user gave, and the lines to print about it.
 
     Raises:
-        UserError: for names that do not exist and settings that cannot work.
+        UserError: for names that do not exist, settings that cannot work, and AutoAttack without its package.
     """
-    return resolve_as(PartConfig, given, method=method)
+    config, notes = resolve_as(PartConfig, given, method=method)
+    images = config.aa_images if config.final_tests == "all" else 0
+    return config, notes + autoattack_notes(images, given, "part")
 
 
 def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tuple[Kind, list[str]]:
@@ -296,9 +311,13 @@ def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tu
     scaled = scale_defaults(SCALES[scale], given, _REPLACED)
     config = kind(**{**values, **own, **scaled, **given})
     config = replace(config, run_dir=str(run_directory(config)))
-    config.validate()
     used = [f"{name} {value:g}" for name, value in own.items() if name not in {*scaled, *given}]
     notes = [f"SVHN: published settings {', '.join(used)}"] if used else []
+    fitting = max(config.epochs - 1, 0)
+    if "warm_up" not in given and not config.main_steps and config.warm_up > fitting:
+        notes.append(f"--warm-up {fitting} instead of {config.warm_up}, to fit into --epochs {config.epochs}")
+        config = replace(config, warm_up=fitting)
+    config.validate()
     return config, notes + idle_settings(config, given)
 
 
@@ -310,51 +329,6 @@ _REPLACED = {
     "aa_images": ("final_tests",),
 }
 """Flags whose meaning a scale's default for another setting would override."""
-
-
-def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:
-    """Return one warning for each given setting that has no effect on this run."""
-    trades, mart = config.family == "trades", config.family == "mart"
-    masks = ("cam", "mask_rule", "mask_refresh", "cam_class", "mask_control")
-    conditions = {
-        "beta": (trades or mart, "only TRADES and MART have a robust term"),
-        "forwards": (trades, "only TRADES passes natural images twice"),
-        "attack": (
-            (config.family == "at" and config.method != "natural") or config.attack == "pgd",
-            "TRADES and MART have their own attack, natural training has none",
-        ),
-        "save_weights": (
-            config.masked and (config.mask_refresh != "step" or config.save_weights == 1),
-            "masks are made for every batch, or not at all",
-        ),
-        "start": (config.method == "part" and config.attack == "pgd", "it is about PART's PGD"),
-        "rand_init": (
-            config.method == "part" and config.attack == "mma",
-            "it is about PART with --attack mma; PGD always starts at random",
-        ),
-        "pre_trained": (
-            config.uses_stored_budgets or not config.pre_trained,
-            "stored budgets belong to PART with --mask-refresh batch",
-        ),
-        "low_epsilon": (config.has_small_budget, f"{config.method} has no masks"),
-        "epochs": (not config.main_steps, "--main-steps sets the length"),
-        "curve_images": (not config.selects_best, "--selection best looks at all validation images"),
-        "warm_up": (
-            not config.warm_up_steps and config.method != "natural",
-            "--warm-up-steps sets the length, and natural training has none",
-        ),
-        **dict.fromkeys(
-            ("adjust_first", "adjust_second", "lr_counter"),
-            (config.schedule == "step", "it is about --schedule step"),
-        ),
-        "aa_images": (config.final_tests == "all" or not config.aa_images, "it is about --final-tests all"),
-        **dict.fromkeys(masks, (config.masked, f"{config.method} has no masks")),
-    }
-    return [
-        f"warning: --{name.replace('_', '-')} has no effect here: {why}"
-        for name, (used, why) in conditions.items()
-        if name in given and not used
-    ]
 
 
 def run_directory(config: PartConfig) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from part.config import PartConfig
+from part.mask_attack import PGD_IN_MASKS, mask_protocol, mask_runner
 from part.phases import build_phases, mask_rule
-from robust_core.evaluation import Evaluation, protocol
+from robust_core.evaluation import Evaluation, evaluate, protocol
 from robust_core.models import FrozenView
 from robust_core.randomness import generator_for
 from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
 from robust_core.training import Phase
 
-__all__ = ["PartPlan", "autoattack_missing"]
+__all__ = ["PartPlan"]
 
 SUFFIX = {"at": "", "trades": "_t", "mart": "_m"}
-TITLES = {"pgd-20": "PGD", "mma": "MMA", "autoattack": "AA"}
-
-
-def autoattack_missing() -> bool:
-    """Return whether AutoAttack's package is not installed."""
-    return find_spec("pyautoattack") is None
+TITLES = {"pgd-20": "PGD", "mma": "MMA", "autoattack": "AA", PGD_IN_MASKS: "PGD within the masks"}
 
 
 class PartPlan(Plan[PartConfig]):
@@ -58,7 +53,7 @@ class PartPlan(Plan[PartConfig]):
         return ("pre_part*_epoch*.pth", "part_epoch*.pth", "model-epoch*.pth")
 
     def conclude(self, session: Session[PartConfig]) -> dict[str, Any]:
-        """Test as published (PGD-20, MMA, AutoAttack), print the published lines, write the gallery."""
+        """Test as published (PGD-20, MMA, AutoAttack) and within the masks, print the lines, write the gallery."""
         config = session.config
         attacks = protocol(
             "part",
@@ -69,15 +64,35 @@ class PartPlan(Plan[PartConfig]):
         if config.final_tests != "all":
             attacks = replace(attacks, members=attacks.members[:1])
         evaluation = session.evaluate(attacks)
-        for line in published_lines(evaluation):
+        lines = published_lines(evaluation)
+        if config.makes_masks:
+            lines += published_lines(self._within_masks(session))
+        for line in lines:
             session.say(line)
         session.save_gallery(attacks, self._masks(session))
         return {"method": config.method, "seed": config.seed, "summary": evaluation.summary()}
 
+    def _within_masks(self, session: Session[PartConfig]) -> Evaluation:
+        """Return PGD-20 within the run's masks, as a record of its own: its failures join no worst case."""
+        config = session.config
+        found = evaluate(
+            session.model.eval(),
+            session.test_set,
+            mask_protocol(eps=config.epsilon, low_eps=config.low_epsilon, step_size=config.step_size),
+            seed=config.seed,
+            limit=config.test_images or None,
+            device=session.machine.device,
+            batch_size=config.evaluation_batch_size,
+            runners={PGD_IN_MASKS: mask_runner(mask_rule(config))},
+        )
+        found.save(session.run.path / "evaluation", PGD_IN_MASKS)
+        return found
+
     def _masks(self, session: Session[PartConfig]) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Return what draws the masks that the run trained with, where it had any."""
         config = session.config
-        if not config.masked or config.mask_control == "uniform":  # one budget for all of an image's pixels
+        # the uniform control has one budget for all of an image's pixels
+        if not config.makes_masks or config.mask_control == "uniform":
             return None
         rule = mask_rule(config)
         view = FrozenView(session.model)

@@ -32,6 +32,8 @@ from robust_core.training.methods import Adversarial
 __all__ = ["PLACEMENTS", "Regional", "RegionalConfig", "main", "quadrant_budget"]
 
 PLACEMENTS = ("bottom-right", "upper-left")
+WITHOUT_EFFECT = ("aa_images", "save_freq", "final_tests")
+"""Settings of PART's scripts that have no flag here: PGD-20 is the only test, and no state dicts are written."""
 PUBLISHED = {"bottom-right": (76.77, 46.75), "upper-left": (78.00, 47.69)}
 
 
@@ -172,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``regional_epsilon.py``; returns the exit code."""
     parser = Parser(prog="regional_epsilon.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--overwrite", action="store_true", help="start anew where runs lie already")
-    add_flags(parser, RegionalConfig)
+    add_flags(parser, RegionalConfig, hidden=WITHOUT_EFFECT)
     given = vars(parser.parse_args(normalise_flags(sys.argv[1:] if arguments is None else arguments)))
 
     overwrite = given.pop("overwrite")

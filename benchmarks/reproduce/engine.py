@@ -16,6 +16,7 @@ from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tasks import Inquiry, Task, carry_out_all, settings_of
 from robust_core.config import RunConfig
 from robust_core.data import steps_per_epoch
+from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation
 from robust_core.training import RunDirectory
 
@@ -48,12 +49,17 @@ class Reproduction:
             self.results_path or self.folder / "results.json", self.paper.name, self.scale
         )
         self._train_images: dict[str, int] = {}
+        self._told: set[str] = set()
 
     def run(self, rows: list[Row], seeds: tuple[int, ...]) -> ResultFile:
         """Run every row with every seed, but what is finished with the same settings.
 
         Returns all results of these settings, earlier ones of other rows and seeds too.
+
+        Raises:
+            UserError: for a shared setting that tells rows apart.
         """
+        self.check_given()
         for seed in seeds:
             pending = {}
             for row in self._of_seed(rows, seed):
@@ -69,6 +75,23 @@ class Reproduction:
         if left_out := len(self.results.entries) - len(same.entries):
             self.say(f"{left_out} results with other settings in {self.results.path} are not in the table")
         return same
+
+    def check_given(self) -> None:
+        """Refuse shared settings that tell rows apart, and say which ones every row sets itself.
+
+        Raises:
+            UserError: naming the flag and a row.
+        """
+        for name in self.given:
+            flag = "--" + name.replace("_", "-")
+            if row := self.paper.row_told_by(name):
+                raise UserError(
+                    f"{flag} is what row '{row.name}' sets itself, so that other rows would be trained under a wrong "
+                    "title; leave it out."
+                )
+            rows = [row for row in self.paper.at(self.scale) if not row.cited]
+            if rows and all(name in row.settings for row in rows):
+                self.say(f"warning: {flag} has no effect here: every row sets it")
 
     def _has_present_settings(self, entry: Entry) -> bool:
         rows = [row for row in self.paper.at(self.scale) if row.name == entry.row]
@@ -110,12 +133,7 @@ class Reproduction:
 
     def _examine(self, rows: list[Row], seeds: tuple[int, ...]) -> None:
         """Attack the trained runs with knowledge of their defence; what was examined before is left as it is."""
-        runs = {
-            (row.name, seed): self.folder / f"{row.name}-seed{seed}"
-            for seed in seeds
-            for row in self._of_seed(self.paper.at(self.scale), seed)
-        }
-        runs = {key: path for key, path in runs.items() if (path / "finished.json").exists()}
+        runs = self.finished(seeds)
         wanted = {(row.name, seed): row.title for seed in seeds for row in self._of_seed(rows, seed)}
         inquiries: dict[Path, tuple[str, int]] = {}
         work = []
@@ -127,7 +145,9 @@ class Reproduction:
             if entry is None or (entry.examined and not more and not self.force):
                 continue
             if (name, seed) not in runs:
-                self.say(f"{title}, seed {seed}: its run directory is not there, so it cannot be examined")
+                self.say(
+                    f"{title}, seed {seed}: its run is not there with these settings, so it cannot be examined"
+                )
                 continue
             path = runs[name, seed]
             threads = int(self.given.get("threads", 0)) or torch.get_num_threads()
@@ -141,6 +161,22 @@ class Reproduction:
             run = RunDirectory.open(done.path)
             self.results.add(Entry.of_run(name, seed, before.settings, run, self.paper.protocol))
 
+    def finished(self, seeds: tuple[int, ...]) -> dict[tuple[str, int], Path]:
+        """Return the runs with the present settings that lie finished on disk, by row and seed.
+
+        Of the scale's seeds and these, so that what a run is transferred from does not depend on how seeds were called.
+        """
+        found = {}
+        for seed in sorted({*self.paper.seeds[self.scale], *seeds}):
+            for row in self._of_seed(self.paper.at(self.scale), seed):
+                path = self.folder / f"{row.name}-seed{seed}"
+                if not (path / "finished.json").exists():
+                    continue
+                wanted = json.loads(json.dumps(self._resolved(row, seed)[0].to_dict()))
+                if settings_of(RunDirectory.open(path).record["config"]) == settings_of(wanted):
+                    found[row.name, seed] = path
+        return found
+
     def _changed(self, sources: Mapping[str, Path], before: Mapping[str, str]) -> bool:
         """Return whether networks to transfer from are other ones than when a run was examined."""
         now = {
@@ -153,7 +189,9 @@ class Reproduction:
         """Return a row's configuration: the scale's defaults, the row's settings, the user's flags."""
         config, notes = self._resolved(row, seed)
         for note in notes:
-            self.say(note)
+            if note not in self._told:
+                self.say(note)
+        self._told.update(notes)
         return config
 
     def _resolved(self, row: Row, seed: int) -> tuple[Any, list[str]]:

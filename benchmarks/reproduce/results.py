@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from robust_core.errors import UserError
 from robust_core.evaluation import Evaluation, Examination, load_checks, load_evaluation, load_examination
+from robust_core.evaluation.work import TAKEN_OVER
 from robust_core.reporting import ADAPTIVE
 from robust_core.storage import write_json
 from robust_core.training import RunDirectory
@@ -71,7 +72,7 @@ class Entry:
         found = load_examination(run.path / ADAPTIVE, evaluation.weights)
         if found is not None:
             columns |= _examined_columns(found, evaluation)
-            examined = _examined_summary(found, run.path / ADAPTIVE / "sanity.json")
+            examined = _examined_summary(found, evaluation, run.path / ADAPTIVE / "sanity.json")
         return cls(
             row=row,
             seed=seed,
@@ -129,8 +130,32 @@ def _examined_columns(found: Examination, whole: Evaluation) -> dict[str, NDArra
     return columns
 
 
-def _examined_summary(found: Examination, sanity: Path) -> dict[str, Any]:
-    """Return what the examination says besides the record: each member, gain, precision, the sanity table."""
+def _examined_cost(found: Examination, whole: Evaluation) -> dict[str, float]:
+    """Return passes per examined image and seconds of all attacks that the column "adaptive" is about.
+
+    A member that one part took over from another is counted where it ran; of a run's own evaluation, the share of
+    the examined images is.
+    """
+    count = len(found.cascade.labels)
+    parts = [part for part in (found.cascade, found.alone, found.long, found.float32) if part is not None]
+    fresh = {n for part in (*parts, whole) for n, run in part.runs.items() if TAKEN_OVER not in run.flags}
+    counted = [
+        (run, 1.0)
+        for part in parts
+        for name, run in part.runs.items()
+        if TAKEN_OVER not in run.flags or name not in fresh
+    ]
+    counted += [(run, min(1.0, count / max(run.images, 1))) for run in whole.runs.values()]
+
+    def added(what: str) -> float:
+        return float(sum(share * getattr(run, what) for run, share in counted))
+
+    passes = {f"{what}_per_image": added(what) / count for what in ("forward", "backward", "judging")}
+    return {**passes, "seconds": added("seconds")}
+
+
+def _examined_summary(found: Examination, whole: Evaluation, sanity: Path) -> dict[str, Any]:
+    """Return what the examination says besides the record: members, cost, gain, precision, the sanity table."""
     checks = load_checks(sanity) if sanity.exists() else []
     members = found.cascade.protocol.members
     return {
@@ -140,6 +165,7 @@ def _examined_summary(found: Examination, sanity: Path) -> dict[str, Any]:
             if member.kind == "transfer"
         },
         "claims": found.claims(),
+        "cost": _examined_cost(found, whole),
         "cascade": found.cascade.summary(),
         "alone": None if found.alone is None else found.alone.summary()["members"],
         "gain": found.gain(),

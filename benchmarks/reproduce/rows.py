@@ -12,6 +12,8 @@ from robust_core.session import Plan
 
 __all__ = ["Paper", "Row"]
 
+_UNSET = object()
+
 
 @dataclass(frozen=True)
 class Row:
@@ -69,3 +71,12 @@ class Paper:
     def at(self, scale: str) -> list[Row]:
         """Return the rows of a scale."""
         return [row for row in self.rows if scale in row.scales]
+
+    def row_told_by(self, setting: str) -> Row | None:
+        """Return a row that differs from others of its scale in a setting; None if there is none at any scale."""
+        for scale in sorted({scale for row in self.rows for scale in row.scales}):
+            rows = [row for row in self.at(scale) if not row.cited]
+            values = [row.settings.get(setting, _UNSET) for row in rows]
+            if any(value != values[0] for value in values):
+                return next(row for row in rows if setting in row.settings)
+        return None

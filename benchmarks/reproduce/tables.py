@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from robust_core.reporting import (
 )
 
 __all__ = ["difference_table", "honesty_table", "main_table", "run_notes", "write_tables"]
+
+_MACHINE = ("precision", "processor", "threads", "torch")
 
 
 def interval_of(entries: Sequence[Entry], column: str) -> Interval | None:
@@ -77,8 +80,9 @@ def run_notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
     """Return what stands below a main table: how to read it, what was trained and attacked, and where."""
     first = results.entries[0]
     several = any(len(results.of_row(entry.row)) > 1 for entry in results.entries)
-    settings, machine = first.settings, first.machine
-    precisions = sorted({entry.machine["precision"] for entry in results.entries})
+    settings = first.settings
+    where = {name: _distinct(entry.machine[name] for entry in results.entries) for name in _MACHINE}
+    commits = _distinct(entry.commit[:10] for entry in results.entries)
     return (
         paper.reading[results.scale],
         f"Percent of {first.images} test images of {settings['data']}; {settings['model']}, "
@@ -90,9 +94,9 @@ def run_notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
         ),
         "Attack columns: right at the last iterate, as published. Worst case: right at zero perturbation and at every "
         "iterate of every attack that was run. Intervals do not cover the weakness of an attack.",
-        *([] if not any(entry.examined for entry in results.entries) else [_examined_note(results)]),
-        f"Attack in training {' and '.join(precisions)}, evaluation float32; {machine['processor']}, "
-        f"threads {machine['threads']}, torch {machine['torch']}, commit {first.commit[:10]}.",
+        *([] if not any(entry.examined for entry in results.entries) else [_examined_note(paper, results)]),
+        f"Attack in training {where['precision']}, evaluation float32; {where['processor']}, "
+        f"threads {where['threads']}, torch {where['torch']}, commit {commits}.",
         *(
             []
             if any(row.published for row in paper.rows)
@@ -102,7 +106,27 @@ def run_notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
     )
 
 
-def _examined_note(results: ResultFile) -> str:
+def _distinct(values: Iterable[object]) -> str:
+    """Return the different ones in order: "a", "a and b", "a, b and c"."""
+    *before, last = sorted({str(value) for value in values})
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def _untransferred(paper: Paper, entries: Sequence[Entry]) -> str:
+    """Say from which networks some runs were not transferred, because nobody had trained them."""
+    if paper.sources is None:
+        return ""
+    lacking: Counter[str] = Counter()
+    for entry in entries:
+        rows = [row.name for row in paper.rows if not row.cited]
+        every = {(row, seed): Path() for row in rows for seed in (entry.seed, entry.seed + 1)}
+        known = paper.sources((entry.row, entry.seed), every)
+        lacking.update(name for name in known if name not in entry.examined.get("sources", {}))
+    told = ", ".join(f"{name} ({count} of {len(entries)} runs)" for name, count in lacking.items())
+    return f" Not transferred from, for want of such a network: {told}." if told else ""
+
+
+def _examined_note(paper: Paper, results: ResultFile) -> str:
     """Say what stands in the column "adaptive"."""
     entries = [entry for entry in results.entries if entry.examined]
     images = sorted({entry.examined["cascade"]["images"] for entry in entries})
@@ -111,6 +135,7 @@ def _examined_note(results: ResultFile) -> str:
     note = (
         "Adaptive: the worst case over every iterate of all these "
         f"attacks and of those that know the network, on the first {' or '.join(map(str, images))} images."
+        f"{_untransferred(paper, entries)}"
     )
     if not autoattack:
         return f"{note} AutoAttack was not part of it, so that no worst case is claimed."

@@ -8,11 +8,16 @@ from dataclasses import replace
 import pytest
 from benchmarks.reproduce import ancra as tables_of_ancra
 from benchmarks.reproduce.__main__ import main
+from benchmarks.reproduce.costs import adaptive_cost, cost_table
+from benchmarks.reproduce.engine import Reproduction
 from benchmarks.reproduce.papers import PAPERS, tables_of
+from benchmarks.reproduce.results import ResultFile
 from runs import undrawn
 
 from ancra.examine import EXAMINATIONS
-from robust_core.evaluation import Sizes
+from robust_core.evaluation import Sizes, load_evaluation, load_examination
+from robust_core.evaluation.work import TAKEN_OVER
+from robust_core.training import RunDirectory
 
 SMALL = [
     *("--model", "resnet8-s2", "--batch-size", "20", "--natural-steps", "1", "--warm-up-steps", "1"),
@@ -58,8 +63,43 @@ def test_every_row_is_attacked_with_knowledge_of_its_defence(table):
     cost = json.loads((folder / "table.json").read_text())["tables"][-1]
     assert cost["columns"][-1] == "adaptive"
     assert all(row[-1].endswith(" s") for row in cost["rows"])
+    assert "Not transferred from, for want of such a network: AT (2 of 2 runs), another seed (2 of 2" in text
     assert (folder / "attacks.png").stat().st_size > 5000
     assert (folder / "attacks.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_the_cost_of_the_worst_case_is_that_of_all_its_parts(table):
+    folder, _ = table
+    entry = ResultFile(folder / "results.json", "ancra", "smoke").find("trades", 1)
+    found = load_examination(folder / "trades-seed1/adaptive")
+    runs = [run for part in (found.cascade, found.alone, found.long) for run in part.runs.values()]
+    mine = sum(run.forward for run in runs if TAKEN_OVER not in run.flags)
+    plain = load_evaluation(folder / "trades-seed1/evaluation", "pgd").runs.values()
+    expected = (mine + sum(run.forward * 12 / run.images for run in plain)) / 12
+    assert adaptive_cost(entry)["forward_per_image"] == pytest.approx(expected)
+    notes = cost_table(PAPERS["ancra"], ResultFile(folder / "results.json", "ancra", "smoke"), []).notes
+    assert "every part of the examination and the plain attacks" in notes[-1]
+    # results of before count the cascade
+    cost = entry.examined.pop("cost")
+    members = entry.examined["cascade"]["members"].values()
+    assert adaptive_cost(entry)["seconds"] == pytest.approx(sum(member["seconds"] for member in members))
+    assert adaptive_cost(entry)["forward_per_image"] < cost["forward_per_image"]
+
+
+@pytest.mark.parametrize("seeds", [(2,), (1, 2), (1, 2, 3)])
+def test_networks_to_transfer_from_do_not_depend_on_the_seeds_of_the_call(tmp_path, seeds):
+    work = Reproduction(PAPERS["ancra"], "reduced", tmp_path, {"data_dir": str(tmp_path)})
+    rows = {row.name: row for row in PAPERS["ancra"].at("reduced")}
+    for name, seed in (("at", 1), ("trades", 1), ("trades", 2), ("ra", 1), ("ra", 2), ("ra", 3)):
+        config = work.configure(rows[name], seed).to_dict()
+        if (name, seed) == ("ra", 3):
+            config["epochs"] = 1  # of another call, with other settings
+        RunDirectory.create(tmp_path / f"{name}-seed{seed}", {"config": config})
+        (tmp_path / f"{name}-seed{seed}/finished.json").write_text("{}")
+    found = work.finished(seeds)
+    assert set(found) == {("at", 1), ("trades", 1), ("trades", 2), ("ra", 1), ("ra", 2)}
+    names = {title: path.name for title, path in PAPERS["ancra"].sources(("ra", 2), found).items()}
+    assert names == {"AT": "at-seed1", "TRADES": "trades-seed2", "another seed": "ra-seed1"}
 
 
 def test_rows_share_beginnings_with_their_own_kind_of_network(table):

@@ -64,7 +64,8 @@ def summary_table(result: dict[str, Any]) -> Table:
         title=f"T = {max(settings['horizons'])}, averaged iterate, median of {settings['seeds']} seeds",
         notes=(
             "Slopes: log against log T over the last decade, median (5%, 95%) over seeds. The gap is that of the game "
-            "a rule plays (its own c); Phi and stationarity are the same for all. T^-1/2 is slope -0.50.",
+            "a rule plays (its own c); Phi and stationarity are the same for all. T^-1/2 is slope -0.50. In the "
+            f"stationarity corners of Q count as active within {settings['active_tolerance']} of the largest loss.",
         ),
     )
 

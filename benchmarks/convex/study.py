@@ -22,7 +22,7 @@ from benchmarks.convex.problem import (
 from benchmarks.convex.reference import Optimum, optimum, value_of
 from benchmarks.convex.weights import CORRECTED, RULES
 
-__all__ = ["KL_NAME", "ORACLES", "STEPS", "Settings", "study"]
+__all__ = ["ACTIVE_TOLERANCE", "KL_NAME", "ORACLES", "STEPS", "Settings", "active_tolerance", "study"]
 
 ORACLES: dict[str, Callable[..., Any]] = {"full gradient": FullGradient, "one sample per group": OneSample}
 STEPS = ("c/sqrt(T)", "0.01")
@@ -30,6 +30,9 @@ KL_NAME = "corrected, KL term (not convex)"
 PUBLISHED_STEP = 0.01
 PUBLISHED_FOR = ("corrected", "official")
 CERTIFIED = 1e-7
+ACTIVE_TOLERANCE = 3.0
+"""Times T^-1/2: corners that tie at the solution lie about a duality gap apart at averaged iterates, and gaps of more
+than T^-1/2 occur; with 1 an active corner was missed in part of the seeds, and a converging rule seemed to stall."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,13 @@ class Settings:
             "groups": list(WATERBIRDS),
             "published_step": PUBLISHED_STEP,
             "running_mean_reset_every": RESET_EVERY,
-            "active_tolerance": "T^-1/2",
+            "active_tolerance": f"{ACTIVE_TOLERANCE:g} T^-1/2",
         }
+
+
+def active_tolerance(horizon: int) -> float:
+    """Return within how much of the largest weighted loss a corner of Q counts as active after ``horizon`` steps."""
+    return float(ACTIVE_TOLERANCE * horizon**-0.5)
 
 
 Measured = dict[str, dict[int, list[float]]]
@@ -93,7 +101,7 @@ def _convex_measures(
     problem: Problem, column: Column, at: Iterates, index: int, best: list[float], horizon: int
 ) -> dict[str, list[float]]:
     """Return gap, excess of Phi (mean and last iterate) and stationarity of one column, over seeds."""
-    factor, tolerance = column.rule.factor(len(problem.counts)), horizon**-0.5
+    factor, tolerance = column.rule.factor(len(problem.counts)), active_tolerance(horizon)
     found: dict[str, list[float]] = {"gap": [], "excess": [], "stationarity": [], "last_excess": []}
     for seed, phi in enumerate(best):
         w, last = at.w[seed, index], at.last[seed, index]
@@ -109,10 +117,10 @@ def _kl_measures(
     problem: Problem, column: Column, at: Iterates, index: int, horizon: int
 ) -> dict[str, list[float]]:
     """Return stationarity, over seeds: without convexity no minimum can be certified, so nothing else is said."""
-    points = enumerate(at.w[:, index])
+    points, tolerance = enumerate(at.w[:, index]), active_tolerance(horizon)
     return {
         "stationarity": [
-            stationarity(problem, seed, column.within, w, horizon**-0.5, kl_term) for seed, w in points
+            stationarity(problem, seed, column.within, w, tolerance, kl_term) for seed, w in points
         ]
     }
 

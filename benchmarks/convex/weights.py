@@ -18,8 +18,6 @@ __all__ = [
     "Bounds",
     "WeightRule",
     "normalised",
-    "official_adversarial",
-    "official_natural",
     "projected",
     "step_weights",
 ]
@@ -78,20 +76,6 @@ def step_weights(
         moved = np.clip(moved, clip.low, clip.high)
     moved = moved * np.exp(after)
     return normalised(moved) if bounds is None else projected(moved, bounds)
-
-
-def official_natural(weights: Array, losses: Array, means: Array, eta: float, clip: Bounds | None) -> Array:
-    """Return the official natural weights with ``--train_grad`` and C = 0 (golden README, "Natural update").
-
-    ``means`` are the running means of ``losses`` since the last reset, this batch included. Right after a reset
-    they equal the losses, which is the published second form. The last factor comes after the clip.
-    """
-    return step_weights(weights, eta * (losses + means), eta * losses, clip, None)
-
-
-def official_adversarial(weights: Array, losses: Array, eta: float, clip: Bounds | None) -> Array:
-    """Return the official adversarial weights: minus sign, clip, division by the sum (golden README, step 5)."""
-    return step_weights(weights, -eta * losses, 0.0, clip, None)
 
 
 @dataclass(frozen=True)

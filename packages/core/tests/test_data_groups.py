@@ -96,12 +96,10 @@ def test_complete_groups_give_no_note():
     assert check_groups(table_with(range(4), range(4), range(4))) == ()
 
 
-def test_an_empty_training_group_is_refused_unless_allowed():
+def test_an_empty_training_group_is_refused():
     table = table_with([0, 1, 3], range(4), range(4))
     with pytest.raises(UserError, match=r"list.csv has no training image of the group 'group 2'; add some"):
         check_groups(table)
-    (note,) = check_groups(table, allow_empty=True)
-    assert note == "Birds: no training image of the group 'group 2', of which nothing can be said there"
 
 
 def test_groups_absent_from_validation_and_test_are_notes():
@@ -112,7 +110,7 @@ def test_groups_absent_from_validation_and_test_are_notes():
 
 def test_a_table_without_training_images_is_refused():
     with pytest.raises(UserError, match=r"list.csv lists no training image; give at least one row"):
-        check_groups(table_with([], range(4), range(4)), allow_empty=True)
+        check_groups(table_with([], range(4), range(4)))
 
 
 def test_weights_are_the_size_over_the_count():

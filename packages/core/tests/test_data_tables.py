@@ -12,7 +12,7 @@ from robust_core.data.celeba import read_celeba
 from robust_core.data.covid import covid_split, read_covid
 from robust_core.data.groups import check_groups, group_counts
 from robust_core.data.listed import read_listed
-from robust_core.data.presence import missing_images, refuse_missing, row_of
+from robust_core.data.presence import row_of
 from robust_core.data.waterbirds import read_waterbirds
 from robust_core.errors import UserError
 
@@ -86,7 +86,6 @@ def test_waterbirds_root_is_the_folder_its_parent_or_its_data(tmp_path, inside):
         "Waterbirds: 4 training, 4 validation and 4 test images, not the official release",
     )
     assert check_groups(table) == ()
-    refuse_missing(table)
 
 
 def test_waterbirds_default_root(tmp_path, monkeypatch):
@@ -190,27 +189,6 @@ def test_odd_but_whole_tables_are_read(tmp_path):
     assert table.splits.tolist() == [0, 1, 2]
     assert table.groups.tolist() == [0, 3, 2]
     assert table.rows.tolist() == [2, 4, 5]
-
-
-def test_a_missing_image_is_named_with_its_row(tmp_path):
-    path = write_birds(tmp_path)
-    (path.parent / "a" / "5.jpg").unlink()
-    (path.parent / "a" / "8.jpg").unlink()
-    table = read_waterbirds(tmp_path)
-    assert missing_images(table).tolist() == [5, 8]
-    with pytest.raises(UserError) as caught:
-        refuse_missing(table)
-    assert f"{path.parent}/a/5.jpg of row 7 of {path} is missing (and 1 more)" in str(caught.value)
-    kept = table.select(torch.tensor([0, 8]))
-    assert missing_images(kept).tolist() == [1]
-    with pytest.raises(UserError, match=r"8.jpg of row 10 of .* is missing; put it there"):
-        refuse_missing(kept, missing_images(kept))
-
-
-def test_a_missing_folder_is_all_its_images(tmp_path):
-    write_birds(tmp_path, images=False)
-    table = read_waterbirds(tmp_path)
-    assert missing_images(table).tolist() == list(range(12))
 
 
 def test_an_empty_training_group_of_a_table(tmp_path):
@@ -401,15 +379,13 @@ def test_any_table(tmp_path):
 
 def test_any_table_with_columns_of_other_names(tmp_path):
     rows = [[f"{k}.png", k % 2, "train"] for k in range(4)]
-    path = write_listed(tmp_path, ("path", "y", "fold"), rows)
-    assert read_listed(path, "y", split="fold").names[3] == "3.png"
-    assert read_listed(path, "y", split="fold", images="path").splits.tolist() == [0] * 4
-    write_listed(tmp_path, ("picture", "y", "split"), rows)
+    table = read_listed(write_listed(tmp_path, ("path", "y", "split"), rows), "y")
+    assert (table.names[3], table.splits.tolist()) == ("3.png", [0] * 4)
+    path = write_listed(tmp_path, ("picture", "y", "split"), rows)
     with pytest.raises(
         UserError, match=r"no column of file names, expected one called img_filename, .* or image_id"
     ):
         read_listed(path, "y")
-    assert len(read_listed(path, "y", images="picture")) == 4
 
 
 def test_any_table_mistakes(tmp_path):
@@ -454,4 +430,4 @@ def test_real_images(name, read, counts):
             groups = table.groups[table.positions(split)]
             assert group_counts(groups, len(table.info.groups)).tolist() == wanted
         assert check_groups(table) == ()
-        refuse_missing(table)
+        assert all((table.root / name).is_file() for name in table.names)

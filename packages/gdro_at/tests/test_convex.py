@@ -17,12 +17,11 @@ from benchmarks.convex.problem import (
     simplex,
 )
 from benchmarks.convex.reference import inner_minimum, optimum, value_of
+from benchmarks.convex.study import active_tolerance
 from benchmarks.convex.weights import (
     RULES,
     Bounds,
     normalised,
-    official_adversarial,
-    official_natural,
     projected,
 )
 from hypothesis import given, settings
@@ -145,10 +144,10 @@ def test_rules_by_hand():
     )
     # clipped first to 0.475 (from 2, 0.5, 0.25, 0.25), then the factors 4 2 1 1 and the sum
     clipped = np.array([1.9, 0.95, 0.25, 0.25])
-    assert np.allclose(official_natural(q, losses, means, 1.0, wide), clipped / clipped.sum())
     assert np.allclose(rule("official").natural(q, losses, means, 1.0, wide), clipped / clipped.sum())
     # 1/16, 1/8, 1/4, 1/4 within 0.2 .. 0.3
-    assert np.allclose(official_adversarial(q, losses, 1.0, narrow), np.array([0.2, 0.2, 0.25, 0.25]) / 0.9)
+    moved = rule("official").adversarial(q, q, losses, 1.0, narrow)
+    assert np.allclose(moved, np.array([0.2, 0.2, 0.25, 0.25]) / 0.9)
     # the clip leaves uniform weights alone, then 4 2 1 1
     clip = rule("clip before the last multiplication")
     assert np.allclose(clip.natural(q, losses, means, 1.0, narrow), [0.5, 0.25, 0.125, 0.125])
@@ -260,6 +259,19 @@ def test_gap_and_stationarity_vanish_at_the_solution_only(problem, points, withi
         assert stationarity(problem, 1, within, w, 1e-6) > 1e-2
     # weights outside of Q bound nothing: they are projected, and the gap stays a gap
     assert duality_gap(problem, 1, within, found.w, np.array([0.97, 0.01, 0.01, 0.01]), uniform) >= 0
+
+
+def test_averaged_iterates_miss_no_active_corner(problem):
+    """Corners that tie at the solution lie a gap apart there, which may be more than T^-1/2."""
+    horizon, within = 10_000, simplex()
+    columns = [Column(rule("corrected"), within, 2.5 / horizon**0.5, 1.67 / horizon**0.5)]
+    found = descend(problem, columns, OneSample(problem, [False]), [horizon])[horizon].w[:, 0]
+    for seed, w in enumerate(found):
+        assert stationarity(problem, seed, within, w, active_tolerance(horizon)) < 0.02
+    assert max(stationarity(problem, seed, within, w, horizon**-0.5) for seed, w in enumerate(found)) > 0.5
+    # what is far from a solution is not made stationary by it
+    for w in (0.5 * found, found + 0.1):
+        assert stationarity(problem, 0, within, w[0], active_tolerance(horizon)) > 0.05
 
 
 def test_a_binding_ball_is_handled(problem):

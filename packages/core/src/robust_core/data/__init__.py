@@ -11,7 +11,6 @@ from robust_core.data.groups import check_groups, group_counts, group_index, gro
 from robust_core.data.label_shift import long_tailed, with_classes_as_groups
 from robust_core.data.listed import read_listed
 from robust_core.data.load import load_dataset
-from robust_core.data.presence import missing_images, refuse_missing
 from robust_core.data.registry import dataset_info, list_datasets
 from robust_core.data.sampling import balanced_order, sample_weights
 from robust_core.data.shapes import SHAPES_VERSION
@@ -40,13 +39,11 @@ __all__ = [
     "load_dataset",
     "load_table",
     "long_tailed",
-    "missing_images",
     "published_pipeline",
     "read_celeba",
     "read_covid",
     "read_listed",
     "read_waterbirds",
-    "refuse_missing",
     "resized_crops",
     "sample_weights",
     "split_validation",

@@ -13,8 +13,6 @@ from robust_core.errors import UserError
 
 __all__ = ["check_groups", "confounder_code", "group_counts", "group_index", "group_names"]
 
-_SPLIT_WORDS = {"train": "training"}
-
 
 def confounder_code(confounders: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return one number per image, int64 ``(N,)``, for its confounders ``(N, K)``.
@@ -63,17 +61,15 @@ def group_counts(groups: Tensor, n_groups: int) -> Tensor:
     return torch.bincount(groups, minlength=n_groups)
 
 
-def check_groups(table: ImageTable, allow_empty: bool = False) -> tuple[str, ...]:
-    """Return one note per split that lacks groups, for the user to see.
+def check_groups(table: ImageTable) -> tuple[str, ...]:
+    """Return one note for each of validation and test split that lacks groups, for the user to see.
 
-    A group without training images has no loss and no weight: ``UserError``, unless ``allow_empty``, which makes
-    it a note as well. A table without any training image is refused in either case.
+    A group without training images has no loss and no weight: ``UserError``.
     """
     names = table.info.groups or ()
     notes = []
     for code, split in enumerate(SPLITS):
         members = table.groups[table.splits == code]
-        word = _SPLIT_WORDS.get(split, split)
         if split == "train" and not len(members):
             raise UserError(
                 f"{table.source} lists no training image; give at least one row of every group the split 0 (train)."
@@ -84,10 +80,10 @@ def check_groups(table: ImageTable, allow_empty: bool = False) -> tuple[str, ...
         if not absent:
             continue
         which = f"the group{'s' if len(absent) > 1 else ''} {' and '.join(repr(name) for name in absent)}"
-        if split == "train" and not allow_empty:
+        if split == "train":
             raise UserError(
-                f"{table.source} has no {word} image of {which}; add some, or choose another target or"
+                f"{table.source} has no training image of {which}; add some, or choose another target or"
                 " confounder, so that every group occurs in training."
             )
-        notes.append(f"{table.info.title}: no {word} image of {which}, of which nothing can be said there")
+        notes.append(f"{table.info.title}: no {split} image of {which}, of which nothing can be said there")
     return tuple(notes)

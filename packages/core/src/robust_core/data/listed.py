@@ -30,27 +30,24 @@ def read_listed(
     confounders: Sequence[str] = (),
     *,
     root: str | Path | None = None,
-    images: str | None = None,
-    split: str = "split",
 ) -> ImageTable:
     """Return the table of the file ``metadata``, one row per image.
 
-    Column ``images`` (default: the first of ``img_filename``, ``filename``, ``file``, ``path``, ``image`` and
-    ``image_id`` that is there) names the files, from ``root`` (default: the folder of ``metadata``); ``target``
-    and each of ``confounders`` are columns of integers that count 0, 1, 2, ... without gaps; without confounders
-    the groups are the classes. ``split`` holds 0, 1, 2 or train, validation, test. Raises ``UserError`` for a
-    missing file or column and for wrong rows.
+    The first of the columns ``img_filename``, ``filename``, ``file``, ``path``, ``image`` and ``image_id`` that is
+    there names the files, from ``root`` (default: the folder of ``metadata``); ``target`` and each of ``confounders``
+    are columns of integers that count 0, 1, 2, ... without gaps; without confounders the groups are the classes.
+    Column ``split`` holds 0, 1, 2 or train, validation, test. Raises ``UserError`` for a missing file or column and
+    for wrong rows.
     """
     path = Path(metadata).expanduser()
     if not path.is_file():
         raise UserError(
-            f"The table {path} does not exist; name a CSV file with the columns {_IMAGE_COLUMNS[0]}, {split},"
+            f"The table {path} does not exist; name a CSV file with the columns {_IMAGE_COLUMNS[0]}, split,"
             f" {', '.join([target, *confounders])}, one row per image."
         )
-    if images is None:
-        images = _image_column(path)
+    images = _image_column(path)
     chosen = [target, *confounders]
-    reserved = [images, split, *chosen]
+    reserved = [images, "split", *chosen]
     twice = next((name for place, name in enumerate(reserved) if name in reserved[:place]), None)
     if twice is not None:
         raise UserError(
@@ -69,7 +66,7 @@ def read_listed(
         rows=columns.rows,
         labels=values[:, 0],
         confounders=values[:, 1:],
-        splits=split_codes(columns, split),
+        splits=split_codes(columns, "split"),
         grouping=Grouping(
             target, tuple(confounders), tuple(f"{target} = {k}" for k in range(sizes[0])), tuple(sizes[1:])
         ),

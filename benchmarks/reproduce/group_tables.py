@@ -50,11 +50,12 @@ class Measure(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference with its interval, its p-value (None: not tested), and what both are over."""
+    """A difference with its interval, its p-value (None: not tested), what both are over, whether of enough images."""
 
     interval: Interval
     p_value: float | None
     over: str
+    claimable: bool
 
 
 def measures(paper: Paper) -> list[Measure]:
@@ -175,12 +176,14 @@ def _difference(pairs: Sequence[tuple[Entry, Entry]], measure: Measure) -> Diffe
     )
     if not measure.worst:
         found = paired_difference(mine, theirs)
-        return Difference(found.interval, found.p_value if found.claimable else None, found.over)
+        p_value = found.p_value if found.claimable else None
+        return Difference(found.interval, p_value, found.over, found.claimable)
     groups = groups_of(pairs[0][0])
+    enough = enough_images([int(count) for count in np.bincount(groups)])
     if len(pairs) == 1:
-        return Difference(paired_worst(mine[0], theirs[0], groups), None, "images")
+        return Difference(paired_worst(mine[0], theirs[0], groups), None, "images", enough)
     values = [_worst(a, groups) - _worst(b, groups) for a, b in zip(mine, theirs, strict=True)]
-    return Difference(t_interval(values), _t_test(values), "seeds")
+    return Difference(t_interval(values), _t_test(values) if enough else None, "seeds", enough)
 
 
 def _t_test(values: Sequence[float]) -> float:
@@ -239,6 +242,11 @@ def _difference_notes(found: Sequence[tuple[str, Sequence[Difference], int]]) ->
         notes.append(
             "One seed: bootstrap over images within groups, both methods' answers kept together; it is about these two "
             "networks only, and the difference of worst groups is not tested."
+        )
+    if not all(difference.claimable for _, differences, _ in found for difference in differences):
+        notes.append(
+            f"Fewer than {MIN_IMAGES} images (worst group: of any group): nothing is claimed of such differences, and "
+            "no p is given."
         )
     return tuple(notes)
 

@@ -196,6 +196,21 @@ def test_a_changed_image_is_noticed(root):
     assert pixel_file(root / ".decoded") != before
 
 
+def test_other_labels_or_groups_are_other_data_of_the_same_pixels(root, no_decoding):
+    table = table_of(root)
+    digests = {load(root).digest}
+    no_decoding()
+    renamed = replace(table.info, groups=("a1", "a0", "b0", "b1"))
+    for changed in (
+        replace(table, labels=1 - table.labels),
+        replace(table, groups=3 - table.groups),
+        replace(table, info=renamed),
+    ):
+        digests.add(load(root, table=changed).digest)
+    assert len(digests) == 4
+    assert load(root).digest in digests
+
+
 def test_another_pipeline_is_another_file(root):
     photos, faces = load(root), load(root, pipeline=face_pipeline(16))
     assert photos.digest != faces.digest

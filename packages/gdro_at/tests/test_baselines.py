@@ -38,7 +38,7 @@ from gdro_at.baselines.fat import (
 )
 from gdro_at.baselines.wat import expert_weights, validation_costs, wat_loss
 from robust_core.data import ImageSet, dataset_info
-from robust_core.errors import UserError
+from robust_core.errors import UserError, UserNote
 from robust_core.models import build_model
 from robust_core.training import Hooks, LoopSettings, Phase, Processes
 from robust_core.training.method import StepContext, micro_batches
@@ -53,6 +53,7 @@ METHODS = {
     "fat": lambda **more: Fat(attack=ATTACK, **more),
 }
 FORMS = pytest.mark.parametrize("official", [False, True], ids=["corrected", "official"])
+ONE_EPOCH = "ignore:CFA. budgets follow the epoch before"
 UNTRAINED = "ignore:DAFA. the official form never takes a step"
 
 numbers = st.lists(st.floats(0, 2), min_size=2, max_size=6)
@@ -372,6 +373,7 @@ def test_resumed_equals_uninterrupted(tmp_path, name, official):
     assert "unit_counts" not in repr(make())
 
 
+@pytest.mark.filterwarnings(ONE_EPOCH)
 def test_cfa_evaluates_its_average_only_in_the_corrected_form(tmp_path):
     corrected = run(tmp_path / "corrected", METHODS["cfa"])
     corrected.fit()
@@ -391,6 +393,7 @@ def test_cfa_evaluates_its_average_only_in_the_corrected_form(tmp_path):
     assert never.evaluated_model is never.model
 
 
+@pytest.mark.filterwarnings(ONE_EPOCH)
 def test_cfa_takes_up_its_average_from_a_state(tmp_path):
     trained = run(tmp_path, METHODS["cfa"], steps=3)
     trained.fit()
@@ -517,6 +520,31 @@ def test_official_start_is_published_and_not_clipped():
         start = make(official=True).training_attack
         assert (start.noise, start.clip_start) == (1e-4, False)
         assert make().training_attack == ATTACK
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("wat", "WAT: weights"), ("cfa", "CFA: budgets"), ("dafa", "DAFA: weights")]
+)
+def test_a_single_epoch_that_uses_no_weights_is_told_once(tmp_path, name, told):
+    with pytest.warns(UserNote, match=f"{told} follow the epoch before") as notes:
+        run(tmp_path / "one", METHODS[name], steps=3).fit()
+    assert len(notes) == 1
+    run(tmp_path / "two", METHODS[name], steps=4).fit()
+
+
+def test_fat_validates_in_the_given_pixels(tmp_path):
+    seen = []
+
+    class Watched(UniformAttack):
+        def climb(self, *arguments):
+            seen.append(super().climb(*arguments))
+            return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gdro_at.baselines.fat.UniformAttack", Watched)
+        started(tmp_path, Fat(attack=ATTACK, validation_clip=(0.3, 0.6)))
+    (found,) = seen
+    assert 0.3 - 1e-6 <= float(found.min()) <= float(found.max()) <= 0.6 + 1e-6
 
 
 @pytest.mark.parametrize("name", ["wat", "cfa", "fat"])

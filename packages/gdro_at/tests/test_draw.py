@@ -2,6 +2,7 @@ import json
 import runpy
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -145,6 +146,24 @@ def test_run_directories_side_by_side(tmp_path, capsys, drawn_set):
     assert f"figure: {out}" in capsys.readouterr().out
     assert size_of(out)[0] == round((1.15 * 5 + 0.4) * PICTURE_DPI)
     assert drawn_set == [("shapes-grouped", "somewhere", "test")]
+
+
+def test_what_a_run_normalised_before_its_attack_the_drawn_network_normalises(tmp_path):
+    from gdro_at.cli import resolve
+    from gdro_at.drawn_networks import find_sources, load_network
+    from gdro_at.phases import IMAGENET
+    from gdro_at.weighted import normalized
+
+    words = {"model": "resnet8-s2", "pixels": "official", "train_type": "erm", "train_from_scratch": True}
+    info = replace(GROUPED, mean=IMAGENET[0], std=IMAGENET[1])
+    images, _ = shown(4)
+    for dataset, expected in (("Covid", normalized(images, *IMAGENET)), ("CIFAR10", images)):
+        folder = saved(tmp_path / dataset)
+        config = resolve({**words, "dataset": dataset})[0]
+        (folder / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+        (source,) = find_sources([str(folder)], {})
+        with torch.no_grad():
+            assert torch.allclose(load_network(source, info)(images), network().eval()(expected), atol=1e-5)
 
 
 def test_a_run_without_a_best_network_shows_its_newest_checkpoint(tmp_path, monkeypatch):

@@ -297,11 +297,15 @@ IDLE = [
     *("--scheduler --train_type unitrades", "--image_size 64 -d shapes", "--skip_unreadable -d CIFAR10"),
     *("--fraction 0.5 -s label_shift_step -d CIFAR10 --minority_fraction .5 --imbalance_ratio 2",),
     *("--pretrained x --only_test --pth_name y", "--trades_new --train_type pgd"),
+    *("--augmentation official", "--test_start official"),
     *("--tau 0.01", "--lamda 1", "--alpha_ 0.01", "--lr_tau 0", "--generalization_adjustment 2"),
     *("--beta 3 --train_type FAT --official", "--beta 3 --train_type FAT --warm_start x"),
     *("--beta 3 --train_type FAT --n_epochs 1", "--forwards two --train_type FAT --warm_start x"),
     *("--forwards two --train_type uni", "--forwards two --train_type unimart"),
     *("--limit_adv --train_type CGD", "--limit_eps 0.3 --limit_adv --train_type CGD"),
+    *("--hinge --train_type WAT", "--hinge --train_type trades --natural_steps 5 --only_test --pth_name y"),
+    *("--clmax 0.9 --train_type FAT --only_test --pth_name y", "--clmax 0.9 --train_type trades --test_type AA"),
+    *(f"{flag} --only_test --pth_name y" for flag in ("--lr 3", "--beta 3 --train_type trades", "--reweight_groups")),
     # the greedy rule sorts the groups: nothing is multiplied, bounded or averaged
     *(f"{flag} --robust --btl" for flag in (
         *("--robust_step_size 0.1", "--limit_nat", "--train_grad", "--use_normalized_loss", "--weights corrected"),
@@ -353,6 +357,10 @@ NOT_IDLE = [
     "--image_size 64",
     "--scheduler --train_type CFA",
     "--test_epsilon 0.1",
+    "--test_epsilon 0.1 --batch_size 8 --weight_decay 0.1 --hinge --only_test --pth_name y",
+    "--clmax 0.9 --train_type FAT --test_type AA",
+    "--hinge --train_type WAT --official",
+    "--hinge --train_type trades --natural_steps 5",
     "--attack_iters 3 --train_type DAFA",
     "--early_stop no",
     # what the published commands write out, whatever is appended to them
@@ -364,6 +372,34 @@ NOT_IDLE = [
 @pytest.mark.parametrize("words", NOT_IDLE)
 def test_no_warning_where_a_flag_has_an_effect_or_its_published_value(words):
     assert warnings_of(words) == []
+
+
+def test_flags_of_training_share_one_warning_where_nothing_is_trained():
+    words = (
+        "--only_test --pth_name y --reweight_groups --lr 3 --train_type trades --n_epochs 9 --beta 3 --eta 3"
+    )
+    assert warnings_of(words) == [
+        "warning: --reweight-groups, --lr, --n-epochs, --beta, --eta have no effect here: --only-test trains nothing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--train_type erm", True),
+        ("--train_type trades", False),
+        ("--train_type WAT", False),
+        ("--train_type trades --official", True),
+        ("--train_type WAT --official", True),
+    ],
+)
+def test_the_hinge_validates_where_it_trains_and_officially_everywhere(words, told):
+    assert config_of(f"--hinge {words}").validates_by_hinge == told
+    assert not config_of(words).validates_by_hinge
+
+
+def test_fat_validates_in_the_pixels_of_the_flags():
+    assert method(config_of("--train_type FAT --clmin 0.1 --clmax 0.9")).validation_clip == (0.1, 0.9)
 
 
 RULE_BASES = [
@@ -530,6 +566,10 @@ REFUSED = [
     ("-d Covid --pixels official --train_type CFA", "normalises COVID's images"),
     ("-d Covid --pixels official --test_type AA", "normalises COVID's images"),
     ("--is_combine --train_type CFA", "average of networks"),
+    ("--train_type FAT --resume --pth_name a --warm_start b", "--warm-start and --pth-name both say"),
+    ("--train_type FAT --only_test --pth_name a --warm_start b", "--warm-start and --pth-name both say"),
+    ("--train_type CFA --ema 0.99", "--ema 0.99 is not possible with --train-type CFA"),
+    ("--is_combine --ema 0.99", "--ema 0.99 is not possible with --is-combine"),
     ("--train_type uni --tau 0", "--tau 0.0 is not possible"),
     ("--train_type uni --lamda nan", "--lamda nan is not possible"),
     ("--train_type uni --lr_tau -1", "--lr-tau -1.0 is not possible"),
@@ -668,9 +708,34 @@ def test_official_switches_all_published_behaviour_on():
     assert (config.selection, config.pixels, config.weights) == ("official", "official", "corrected")
     assert config.test_eps == 0.00196
     assert config.natural_forwards == 2
+    assert (config.swaps_augmentation, test_attack(config).start) == (True, 1e-4)
     assert method(config).attack.noise == 1e-4
     assert not method(config).attack.clip_start
     assert config_of("--official --train_type pgd --random_init 0.3").random_init == 0.3
+
+
+@pytest.mark.parametrize("base", ["", "--official "])
+def test_the_test_attacks_start_has_a_flag_of_its_own(base):
+    assert test_attack(config_of(f"{base}--test_type pgd --test_start ball")).start is None
+    assert test_attack(config_of(f"{base}--test_type pgd --test_start official")).start == 1e-4
+    assert (test_attack(config_of(f"{base}--test_type pgd")).start == 1e-4) == bool(base)
+
+
+@pytest.mark.parametrize("base", ["", "--official "])
+def test_cifar_augmentation_has_a_flag_of_its_own(base, folders):
+    def padding_and_test(words):
+        config = config_of(f"{base}{words}", f"-d CIFAR10 --root_dir {folders} --validation 10")
+        train, _, test = load_groups(config, lambda _: None)
+        return train.info.crop_padding, test.images.numpy().tobytes()
+
+    plain = padding_and_test("--augmentation here")
+    assert plain[0] == 0
+    assert padding_and_test("--augmentation here --augment_data") == (4, plain[1])
+    swapped = padding_and_test("--augmentation official")
+    assert swapped[0] == 4
+    assert swapped[1] != plain[1]
+    assert padding_and_test("--augmentation official --augment_data") == plain
+    assert padding_and_test("") == (swapped if base else plain)
 
 
 def test_the_rows_of_erm_are_selected_by_natural_accuracy_only_officially():
@@ -752,6 +817,9 @@ def test_zennit_show_draws_the_given_checkpoints_and_trains_nothing(expt, monkey
     _, networks, places, experiment = called[0]
     assert places == ["BAT=a.pth", "GDRO=b.pth"]
     assert networks == {"model": "pre18", "normalize": True}
+    for data, normalize in (("-d Covid", True), (BASE, False)):
+        expt(*data.split(), "--zennit_show", "--checkpoints", "A=a.pth", "--pixels", "official")
+        assert called[-1][1]["normalize"] == normalize
     assert experiment.dataset == "CUB"
     assert not any(tmp_path.iterdir())
     done = expt(*BASE.split(), "--zennit_show")

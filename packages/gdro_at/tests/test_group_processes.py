@@ -51,6 +51,7 @@ def close(first, second):
         assert float((value.double() - second[name].double()).abs().max()) <= bound, name
 
 
+@pytest.mark.filterwarnings("ignore:.* follow the epoch before")
 @pytest.mark.parametrize(
     "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +22,10 @@ from benchmarks.reproduce.group_tables import (
 from benchmarks.reproduce.papers import PAPERS, tables_of
 from benchmarks.reproduce.results import Entry, ResultFile, packed
 
+from gdro_at.cli import resolve, training_script
+from gdro_at.data import load_groups
+from gdro_at.phases import training_attack
+from gdro_at.plan import test_attack
 from gdro_at.validation import first_of_each_group
 from robust_core.data import load_dataset
 from robust_core.errors import UserError
@@ -122,8 +128,13 @@ def test_rows_differ_in_the_method_alone(scale):
         "epochs",
         "test_epsilon",
         "model",
+        "augment_data",
+        "random_init",
+        "swaps_augmentation",
+        "published_test_start",
     ):
         assert len({getattr(config, name) for config in configs.values()}) == 1, name
+    assert len({test_attack(config) for config in configs.values()}) == 1
     assert {config.selection_score for config in configs.values()} == {"attacked_worst_group"}
     assert {config.pixels for config in configs.values()} == {"unit"}
     assert configs["trades-balanced-24"].beta == 4 * configs["gdro-at-sum"].beta == 24.0
@@ -131,6 +142,39 @@ def test_rows_differ_in_the_method_alone(scale):
     assert all(
         configs[name].official == name.endswith("-official") for name in configs if name != "gdro-at-official"
     )
+
+
+def test_official_rows_are_trained_on_images_cropped_and_flipped_as_all_rows(folders):
+    rows = {row.name: row for row in PAPER.at("reduced")}
+    seen = set()
+    for name in ("wat", "wat-official"):
+        given = {"scale": "reduced", "run_dir": "x", "root_dir": str(folders)}
+        few = {"validation": 10, "fraction": 1.0, "imbalance_ratio": 2.0}
+        config, _ = PAPER.resolve({**rows[name].settings, **given, **few})
+        train, validation, test = load_groups(config, lambda _: None)
+        images = tuple(part.images.numpy().tobytes() for part in (validation, test))
+        seen.add((train.info.crop_padding, train.info.flip, images))
+    assert [found[:2] for found in seen] == [(4, True)]
+
+
+# of the published line: no part of the method's, or another name for what the table sets itself
+NOT_OF_THE_ROW = {
+    *("run_dir", "log_dir", "log_dir_text", "name_index", "device"),
+    *("lamda", "tau", "alpha_", "lr_tau", "test_epsilon", "augmentation", "test_start"),
+}
+
+
+def test_the_official_row_of_the_paper_scale_is_the_published_command():
+    script = (Path(__file__).parents[1] / "waterbirds.sh").read_text().replace("\\\n", " ")
+    words = shlex.split(script.partition('run_expt.py" ')[2].replace('"$@"', ""))
+    published = resolve(training_script().parse(words)[0])[0].to_dict()
+    row = _configs("paper")["gdro-at-official"]
+    config = row.to_dict()
+    differ = {name for name in published if name != "seed" and published[name] != config[name]}
+    assert differ <= NOT_OF_THE_ROW
+    assert (row.random_init, row.test_epsilon) == (1e-4, row.epsilon)
+    attack = training_attack(row)
+    assert (attack.noise, attack.eps, attack.steps) == (1e-4, 0.00196, 10)
 
 
 def test_smoke_rows_on_shared_images_wait_for_their_folders(tmp_path, capsys):
@@ -210,6 +254,28 @@ def test_worst_groups_and_their_difference_by_hand(tmp_path):
     assert line["natural worst group"] == f"+40.0 [{40 - half:+.1f}, {40 + half:+.1f}]"
     assert len(table.rows) == 1
     assert "need not be the same group" in table.notes[1]
+
+
+def test_below_200_images_in_a_group_no_p_is_given_of_worst_groups(tmp_path):
+    def of(images):
+        results = ResultFile(tmp_path / "results.json", "gdro-at", "demo")
+        groups = np.arange(images) % 2
+        for seed in (1, 2, 3):
+            erm = np.arange(images) % 5 < 3
+            results.entries += [
+                _entry("erm", seed, erm, erm, groups),
+                _entry("group-dro", seed, erm | (np.arange(images) < 40 + seed), erm, groups),
+            ]
+        table = group_difference_table(PAPER, results, PAPER.at("demo"))
+        tested = [
+            cell != "–" for head, cell in zip(table.columns, table.rows[0], strict=True) if "Holm" in head
+        ]
+        return tested, "Fewer than 200 images" in " ".join(table.notes)
+
+    assert of(398) == ([True, False, True, False], True)
+    assert of(400) == ([True] * 4, False)
+    # fewer than that in all
+    assert of(198) == ([False] * 4, True)
 
 
 def test_one_seed_has_an_interval_over_images_and_no_test(tmp_path):

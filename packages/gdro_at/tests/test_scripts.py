@@ -121,7 +121,7 @@ def ran(expt, *words, run="run"):
     done = expt(*QUICK, "--run-dir", run, *words)
     assert done.code == 0, done.err
     result = finished(Path(run))
-    assert 0 <= result["test"]["attacked_worst_group"] <= 1
+    assert 0 <= result["test"]["natural_worst_group"] <= 1
     return done, result
 
 
@@ -274,6 +274,34 @@ def test_a_group_without_validation_images_is_told_and_the_run_goes_on(expt, tmp
     assert lines[0]["attacked_worst_group"] == min(
         value for name, value in lines[0].items() if name.startswith("attacked_accuracy_group")
     )
+
+
+def test_of_an_attack_that_did_not_run_nothing_is_told(expt, birds):
+    done = expt(*WATERBIRDS, birds, "--train_type", "erm", "--n_epochs", "1", "--run-dir", "run")
+    assert done.code == 0, done.err
+    told = [*metrics(Path("run"), "epoch"), finished(Path("run"))["test"]]
+    assert not any("attacked" in name for line in told for name in line)
+    assert "Test, natural" in done.out
+    assert "attacked" not in done.out
+    check_logs(Path("run"), "unit", epochs=1)
+
+
+def test_a_run_does_not_go_on_with_other_groups(expt, tmp_path):
+    from published_folders import WATERBIRDS as FOLDER
+    from published_folders import read_list, write_list, write_waterbirds
+
+    root = write_waterbirds(tmp_path / "cub")
+    done = expt(*WATERBIRDS, root, "--n_epochs", "1", "--run-dir", "run")
+    assert done.code == 0, done.err
+    Path("run/finished.json").unlink()
+    path = root / "data" / FOLDER / "metadata.csv"
+    rows = read_list(path)
+    changed = next(row for row in rows if (row["split"], row["y"], row["place"]) == ("0", "0", "0"))
+    changed["place"] = "1"
+    write_list(path, rows)
+    done = expt("--resume", "run")
+    assert done.code == 2
+    assert "The train data of run has changed" in done.err
 
 
 def test_a_row_of_the_training_log_every_few_batches(expt, birds):

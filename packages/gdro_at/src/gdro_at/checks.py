@@ -117,20 +117,22 @@ def check_combinations(config: GdroConfig) -> None:
         )
     if config.warm_start and config.pretrained:
         raise UserError("--warm-start and --pretrained both say what to begin with; leave one out.")
+    if config.warm_start and (config.resume_weights or config.only_test):
+        raise UserError("--warm-start and --pth-name both say what to begin with; leave one out.")
     if config.train_from_scratch and config.pretrained:
         raise UserError("--train-from-scratch and --pretrained contradict each other; leave one out.")
     ruled = config.train_type in ("erm", "pgd", "trades")
-    if config.pixels == "official" and config.dataset == "Covid" and not ruled:
+    if config.normalizes_before_attack and not ruled:
         raise UserError(
             f"--pixels official normalises COVID's images before the attack, which --train-type {config.train_type} "
             "does not know; take erm, pgd or trades, or --pixels unit."
         )
-    if config.pixels == "official" and config.dataset == "Covid" and config.test_type == "AA":
+    if config.normalizes_before_attack and config.test_type == "AA":
         raise UserError(
             "--pixels official normalises COVID's images before the attack, and --test-type AA takes images in [0, 1] "
             "alone; take pgd, or --pixels unit."
         )
-    if config.is_combine and config.pixels == "official" and config.dataset == "Covid":
+    if config.is_combine and config.normalizes_before_attack:
         raise UserError(
             "--pixels official normalises COVID's images before the attack, which --is-combine does not know; leave "
             "one of them out."
@@ -140,5 +142,12 @@ def check_combinations(config: GdroConfig) -> None:
             "--is-combine trains the last layer of the live network, but CFA evaluates an average of networks; take "
             "another --train-type, or leave the flag out."
         )
+    if config.ema and (config.is_combine or config.train_type == "CFA"):
+        other, why = (
+            ("--is-combine", "trains the last layer of the live network")
+            if config.is_combine
+            else ("--train-type CFA", "averages the weights by a rule of its own")
+        )
+        raise UserError(f"--ema {config.ema:g} is not possible with {other}, which {why}; leave it out.")
     if not config.gpu.isdigit():
         raise UserError(f"--gpu {config.gpu} is not possible; expected the number of one GPU, such as 0.")

@@ -193,7 +193,7 @@ def _draw(given: Mapping[str, Any]) -> int:
         picture = {own: given[name] for name, own in names.items() if name in given}
         networks = {"model": given["model"]} if "model" in given else {}
         if experiment is not None:
-            networks["normalize"] = experiment.pixels == "unit"
+            networks["normalize"] = experiment.normalizes
         run(DrawConfig(**picture), networks, str(given["checkpoints"]).split(","), experiment)
 
     return guarded(body, "the same command begins anew")

@@ -50,7 +50,11 @@ class GdroConfig(ModelOptions):
     minimum_variational_weight: float = option(
         0.0, "--btl: share of the plain mean (ignored with --official)", group="weights"
     )
-    hinge: bool = option(False, "hinge loss instead of cross-entropy (two classes)", group="method")
+    hinge: bool = option(
+        False,
+        "hinge loss instead of cross-entropy, with erm and pgd (two classes; official: in every validation)",
+        group="method",
+    )
     weights: str = option(
         "official", "rule of the group weights", choices=("official", "corrected"), group="weights"
     )
@@ -124,7 +128,9 @@ class GdroConfig(ModelOptions):
     lr: float = option(0.001, "learning rate", group="training")
     weight_decay: float = option(5e-5, "weight decay of SGD", flags=("--wd",), group="training")
     scheduler: bool = option(
-        False, "rate x 0.1 after 5 epochs without a better attacked validation loss", group="training"
+        False,
+        "rate x 0.1 after 5 epochs without a better validation loss under --test-type",
+        group="training",
     )
     schedule: str = option(
         "constant", "rate over the run", choices=("constant", "step", "linear"), group="training"
@@ -167,16 +173,25 @@ class GdroConfig(ModelOptions):
         kind="fraction",
         group="evaluation",
     )
+    test_start: str = option(
+        "",
+        "start of the test attack: uniform in its ball, or officially in +-0.0001, unclipped (default: ball; official "
+        "with --official)",
+        choices=("", "ball", "official"),
+        group="evaluation",
+    )
     validation_images: int = option(
         0,
         "validation images that an epoch's end looks at, as many of each group (0: all)",
         group="evaluation",
     )
     suite_images: int = option(
-        0, "test images for the suite: binary-aa (two classes) or AutoAttack (0: none)", group="evaluation"
+        0,
+        "the first of the test images for the suite: binary-aa (two classes) or AutoAttack (0: none)",
+        group="evaluation",
     )
     sweep_images: int = option(
-        0, "test images for budgets of 0.5, 1, 2, 4 and 8/255 (0: none)", group="evaluation"
+        0, "the first of the test images for budgets of 0.5, 1, 2, 4 and 8/255 (0: none)", group="evaluation"
     )
     official: bool = option(False, "all published behaviour at once", group="method")
     zennit_show: bool = option(
@@ -213,9 +228,34 @@ class GdroConfig(ModelOptions):
         return 32 if self.dataset in ("CUB", "CelebA", "Covid", "table") else super().evaluation_batch_size
 
     @property
+    def normalizes_before_attack(self) -> bool:
+        """Whether images are normalised before the attack sees them, as published for COVID."""
+        return self.pixels == "official" and self.dataset == "Covid"
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the network sees normalised images, wherever that happens."""
+        return self.pixels == "unit" or self.normalizes_before_attack
+
+    @property
+    def validates_by_hinge(self) -> bool:
+        """Whether the validation loss is the hinge: where training's is, officially with every train type."""
+        return self.hinge and (self.official or self.train_type in ("erm", "pgd"))
+
+    @property
     def natural_forwards(self) -> int:
         """How often TRADES passes the natural images."""
         return 2 if self.forwards == "two" or (self.official and not self.forwards) else 1
+
+    @property
+    def swaps_augmentation(self) -> bool:
+        """Whether CIFAR-10 is augmented the other way round, evaluated images as well."""
+        return self.augmentation == "official" or (self.official and not self.augmentation)
+
+    @property
+    def published_test_start(self) -> bool:
+        """Whether the test attack starts next to the images, however large its budget is."""
+        return self.test_start == "official" or (self.official and not self.test_start)
 
     @property
     def test_eps(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from robust_core.errors import UserError
 from robust_core.randomness import generator_for
 from robust_core.run_data import Data, Say
 
-__all__ = ["load_groups", "pipeline_of", "read_table"]
+__all__ = ["fair_order", "load_groups", "pipeline_of", "read_table"]
 
 TABLES = ("CUB", "CelebA", "Covid", "table")
 CIFAR = ("CIFAR10", "Cifar")
@@ -45,11 +46,15 @@ CIFAR = ("CIFAR10", "Cifar")
 def load_groups(config: GdroConfig, say: Say) -> Data:
     """Return training, validation and test images with groups; says what a user should know of them.
 
+    The first images of validation and test split are a fair sample, as ``--test-images`` and the like take them:
+    CIFAR-10 and drawn images are in random order anyway, those of a table are ordered by :func:`fair_order` where such
+    a flag is given. They are then read into memory.
+
     Raises:
         UserError: for files that are missing or damaged, groups without training images, wrong rows of a table.
     """
     if config.dataset in TABLES:
-        data = _tables(config, say)
+        data = _ordered(config, _tables(config, say))
     elif config.dataset in CIFAR:
         data = _cifar(config, say)
     else:
@@ -120,6 +125,40 @@ def _tables(config: GdroConfig, say: Say) -> Data:
         for part in parts:
             _check_left(part, say)
     return parts[0], parts[1], parts[2]
+
+
+def fair_order(groups: Tensor, seed: int) -> Tensor:
+    """Return an order of images with ``groups`` ``(N,)``, int64 ``(N,)``, any first of which are a fair sample.
+
+    Within a group the order is random. Of the first n, each group has its share of n, rounded so that they sum to n
+    (Sainte-Lague).
+    """
+    shuffled = torch.randperm(len(groups), generator=generator_for(seed, "fair order"))
+    units, counts = groups[shuffled], torch.bincount(groups)
+    by_group = units.argsort(stable=True)
+    turns = torch.empty_like(units)
+    turns[by_group] = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[units[by_group]]
+    return shuffled[((turns + 0.5).double() / counts[units]).argsort(stable=True)]
+
+
+def _ordered(config: GdroConfig, data: Data) -> Data:
+    """Return a table's splits, those of which a flag takes the first images in fair order."""
+    train, validation, test = data
+    if validation is not None and config.validation_images:
+        validation = _in_fair_order(validation, config.subset_seed)
+    if config.test_images or config.suite_images or config.sweep_images:
+        test = _in_fair_order(test, config.subset_seed)
+    return train, validation, test
+
+
+def _in_fair_order(part: ImageSet, seed: int) -> ImageSet:
+    units = part.labels if part.groups is None else part.groups
+    return _changed(part.subset(fair_order(units, seed)), f"fair order, seed {seed}")
+
+
+def _changed(part: ImageSet, how: str) -> ImageSet:
+    """Return a set whose digest, which was that of its files, also tells what was made of them."""
+    return replace(part, digest=hashlib.sha256(f"{part.digest} {how}".encode()).hexdigest())
 
 
 def _check_left(part: ImageSet, say: Say) -> None:
@@ -213,10 +252,10 @@ def _cifar(config: GdroConfig, say: Say) -> Data:
             "share."
         )
     # officially swapped: crop and flip without --augment_data, none with it; and validation and test as training
-    augmented = config.augment_data != config.official
+    augmented = config.augment_data != config.swaps_augmentation
     if not augmented:
         train = replace(train, info=replace(train.info, crop_padding=0, flip=False))
-    elif config.official:
+    elif config.swaps_augmentation:
         validation, test = (_published_random_images(part, config.seed) for part in (validation, test))
     return train, validation if len(validation) else None, test
 
@@ -236,7 +275,8 @@ def _published_random_images(part: ImageSet, seed: int) -> ImageSet:
     generator = generator_for(seed, f"published {part.split} transform")
     offsets = torch.randint(0, 9, (len(part), 2), generator=generator)
     flips = torch.rand(len(part), generator=generator) < 0.5
-    return replace(part, images=crop_and_flip(part.images, offsets, flips, 4))
+    moved = replace(part, images=crop_and_flip(part.images, offsets, flips, 4))
+    return _changed(moved, f"published transform, seed {seed}")
 
 
 def _tell(loaded: ImageSet, say: Callable[[str], None]) -> None:

@@ -140,8 +140,9 @@ def _source(name: str, weights: Path, folder: Path, given: Mapping[str, Any]) ->
     if (folder / "config.json").is_file():
         run = RunDirectory.open(folder).record["config"]
     config = config_from_dict(GdroConfig, run) if "train_type" in run else None
-    if config is not None:  # its normalisation follows from --pixels
-        run = {**run, "normalize": config.pixels == "unit"}
+    if config is not None:
+        # follows from --pixels; what was done before the published attack the drawn network does inside
+        run = {**run, "normalize": config.normalizes}
     for key, kind in _KINDS.items():
         if key not in run:
             continue

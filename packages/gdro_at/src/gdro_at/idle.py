@@ -25,8 +25,21 @@ _WRITTEN_OUT: Mapping[str, Any] = {
 """Values that the published commands write out, used or not; where all of these flags are, none is warned of them."""
 
 
+_TRAINING = (
+    *("adv_scale", "adv_weights", "alpha_", "augment_data", "beta", "checkpoint_every", "combine_epochs"),
+    *("ema", "epochs", "eta", "forwards", "generalization_adjustment", "lamda", "limit_adv", "log_every"),
+    *("log_interval", "lr", "lr_tau", "main_steps", "momentum", "natural_steps", "nesterov", "num_steps"),
+    *("random_init", "reweight_groups", "schedule", "scheduler", "selection", "sync_bn", "tau"),
+    *("train_precision", "uniform_term", "validation_images", "weights_sign"),
+)
+"""Settings of training alone: with ``--only-test`` one warning tells of them all."""
+
+
 def idle_settings(config: GdroConfig, given: Mapping[str, Any]) -> list[str]:
-    """Return one warning for each given flag that has no effect on this run, unless its value is the default."""
+    """Return one warning for each given flag that has no effect on this run, unless its value is the default.
+
+    Flags of training alone share one with ``--only-test``.
+    """
     quiet = [{entry.name: entry.default for entry in fields(config)}]
     if given.keys() >= _WRITTEN_OUT.keys():
         quiet.append(dict(_WRITTEN_OUT))
@@ -37,11 +50,22 @@ def idle_settings(config: GdroConfig, given: Mapping[str, Any]) -> list[str]:
         **_of_data(config),
         **_of_run(config),
     }
-    return [
-        f"warning: --{_SPELLED.get(name, name.replace('_', '-'))} has no effect here: {why}"
+    told = [name for name in given if all(given[name] != values.get(name) for values in quiet)]
+    training = [name for name in told if config.only_test and name in _TRAINING]
+    lines = [
+        f"warning: {_flag(name)} has no effect here: {why}"
         for name, (used, why) in conditions.items()
-        if name in given and not used and all(given[name] != values.get(name) for values in quiet)
+        if name in told and name not in training and not used
     ]
+    if training:
+        verb = "has" if len(training) == 1 else "have"
+        flags = ", ".join(map(_flag, training))
+        lines.append(f"warning: {flags} {verb} no effect here: --only-test trains nothing")
+    return lines
+
+
+def _flag(name: str) -> str:
+    return f"--{_SPELLED.get(name, name.replace('_', '-'))}"
 
 
 def _ignored() -> _Conditions:
@@ -113,7 +137,11 @@ def _of_method(config: GdroConfig) -> _Conditions:
     """Return the conditions of the flags of the method and of its attack."""
     kind = config.train_type
     soft, attacked = kind.startswith("uni"), kind != "erm" or config.is_combine
-    clipped = ("pgd" in (kind, config.test_type), "other attacks than pgd keep to [0, 1], as published")
+    trained = not config.only_test
+    clipped = (
+        config.test_type == "pgd" or (trained and kind in ("pgd", "FAT")),
+        "other attacks than pgd and FAT's validation keep to [0, 1], as published",
+    )
     starts = attacked and (kind == "pgd" or not config.official)
     no_attack = "--train-type erm attacks no image"
     return {
@@ -121,7 +149,10 @@ def _of_method(config: GdroConfig) -> _Conditions:
             ("tau", "lr_tau", "lamda", "alpha_"), (soft, "only uni, unitrades and unimart use it")
         ),
         **dict.fromkeys(("clmin", "clmax"), clipped),
-        "hinge": (kind in ("erm", "pgd"), "TRADES' natural term is cross-entropy, as published"),
+        "hinge": (
+            config.validates_by_hinge or (trained and config.natural_steps > 0),
+            f"--train-type {kind} takes cross-entropy, as published",
+        ),
         "beta": (
             config.begins_with_trades if kind == "FAT" else kind not in ("erm", "pgd", "uni"),
             "FAT's own factor is 1, and no TRADES comes before it"
@@ -157,7 +188,7 @@ def _of_data(config: GdroConfig) -> _Conditions:
         **dict.fromkeys(of_files, (files, "it is about folders of images")),
         "root_dir": (files or cifar, "these images are drawn"),
         "minority_fraction": (shifted, "it is about -s label_shift_step"),
-        "imbalance_ratio": (cifar, "it is about CIFAR-10"),
+        **dict.fromkeys(("imbalance_ratio", "augmentation"), (cifar, "it is about CIFAR-10")),
         "val_fraction": (shifted, "it is about -s label_shift_step"),
         "validation": (cifar and not shifted, "these images have a validation split of their own"),
         "fraction": (not shifted, "-s label_shift_step chooses the training images itself"),
@@ -167,10 +198,10 @@ def _of_data(config: GdroConfig) -> _Conditions:
 
 def _of_run(config: GdroConfig) -> _Conditions:
     """Return the conditions of the flags that say what a run does."""
-    trained = not config.only_test
     donated = config.only_test or config.resume_weights
     return {
-        "epochs": (not config.main_steps and trained, "--main-steps or --only-test sets the length"),
+        "epochs": (not config.main_steps, "--main-steps sets the length"),
+        "test_start": (config.test_type != "erm", "--test-type erm attacks no image"),
         "checkpoints": (config.zennit_show, "it is about --zennit-show"),
         "pth_name": (donated, "it is about --only-test and --resume"),
         "pretrained": (not donated, "the weights are those of --pth-name"),

@@ -51,10 +51,23 @@ class DataOptions(RunConfig):
     val_fraction: float = option(0.1, "share of CIFAR-10's training images kept apart", group="data")
     reweight_groups: bool = option(False, "draw each epoch with replacement, every group alike", group="data")
     augment_data: bool = option(False, "random resized crop and flip", group="data")
+    augmentation: str = option(
+        "",
+        "here: --augment-data augments training images; official: on CIFAR-10 its lack does, evaluated images as well "
+        "(default: here; official with --official)",
+        choices=("", "here", "official"),
+        group="data",
+    )
     image_size: int = option(224, "side of the images of a folder, in pixels", group="data")
     cache_dir: str | None = option(
         None, "where decoded images are kept (default: .decoded beside the images)", group="data"
     )
+    subset_seed: int = option(
+        0,
+        "seed that draws --train-subset, --validation and, of a table, the images of --test-images and the like",
+        group="data",
+    )
+    test_images: int = option(0, "evaluate on N of the test images, a fair sample (0: all)", group="data")
     workers: int = option(0, "processes that decode images (0: one per core)", group="data")
     skip_unreadable: bool = option(
         False, "go on without images that are missing or damaged; says how many", group="data"

@@ -148,7 +148,7 @@ def build_method(config: GdroConfig) -> Method:
         "official": config.official,
     }
     if kind == "FAT":
-        return Fat(**common)
+        return Fat(**common, validation_clip=(config.clmin, config.clmax))
     if kind == "WAT":
         return Wat(**common, beta=config.beta, eta=config.eta)
     return (Cfa if kind == "CFA" else Dafa)(**common, beta=config.beta)
@@ -160,7 +160,6 @@ def _weighted(
     attack = training_attack(config)
     if family == "trades":
         attack = replace(attack, objective="kl")
-    published_pixels = config.pixels == "official" and config.dataset == "Covid"
     return GroupWeighted(
         name,
         lower_rate=config.scheduler,
@@ -173,7 +172,7 @@ def _weighted(
         batch_size=config.batch_size,
         log_every=config.log_every,
         weight_decay=config.weight_decay,
-        normalize=IMAGENET if published_pixels else None,
+        normalize=IMAGENET if config.normalizes_before_attack else None,
         **more,
     )
 

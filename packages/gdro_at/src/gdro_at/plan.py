@@ -44,7 +44,7 @@ DOUBLE_IMAGES = 200
 
 def test_attack(config: GdroConfig) -> TestAttack:
     """Return the attack of ``--test-type``; officially its budget and start are constants."""
-    start = PUBLISHED_NOISE if config.official else None
+    start = PUBLISHED_NOISE if config.published_test_start else None
     step, clip = config.step_within(config.test_eps), (config.clmin, config.clmax)
     return TestAttack(config.test_type, config.test_eps, step_size=step, start=start, clip=clip)
 
@@ -93,7 +93,7 @@ class GdroPlan(Plan[GdroConfig]):
     def validate(
         self, config: GdroConfig, model: nn.Module, images: ImageSet, machine: Machine
     ) -> Mapping[str, Any]:
-        """Return accuracies per group, natural and under the test attack, and the published row and text."""
+        """Return accuracies per group, natural and under the test attack, if any, and the published row and text."""
         images = images.to(machine.device)
         if config.is_combine:  # the other half trains the last layer
             _, images = validation_halves(images, config.seed)
@@ -109,7 +109,7 @@ class GdroPlan(Plan[GdroConfig]):
             prepare=_preparation(config),
         )
         worst = config.alpha if config.robust else None
-        loss = hinge if config.hinge and config.train_type != "trades" else cross_entropies
+        loss = hinge if config.validates_by_hinge else cross_entropies
         figures = group_figures(logits, images, worst_share=worst, loss=loss)
         row = published_row(
             model,
@@ -156,7 +156,9 @@ class GdroPlan(Plan[GdroConfig]):
             if newest is not None:
                 write_tensors(folder / f"{config.name_index}last_model.pth", newest["model"])
         model = session.model.eval()
-        images = session.test_set.subset(torch.arange(len(session.test_set))[: config.test_images or None])
+        images = session.test_set
+        if 0 < config.test_images < len(images):
+            images = images.subset(torch.arange(config.test_images))
         images = images.to(session.machine.device)
         tested = self._figures(config, model, images)
         write_json(folder / TEST_ROW, {"row": tested.pop("row"), "text": tested.pop("text")})
@@ -219,7 +221,7 @@ def _evaluation_rule(config: GdroConfig, images: ImageSet) -> GroupRule | None:
 
 
 def _preparation(config: GdroConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    if config.pixels == "official" and config.dataset == "Covid":
+    if config.normalizes_before_attack:
         return lambda images: normalized(images, *IMAGENET)
     return None
 
@@ -269,9 +271,10 @@ def _in_double(session: Session[GdroConfig], protocol: Protocol) -> Evaluation:
 
 
 def _told(figures: Mapping[str, float]) -> list[str]:
-    """Return the test's figures in two lines: overall and worst group, natural and attacked."""
+    """Return the test's figures, a line for natural and one for attacked images, if any: overall and worst group."""
     return [
         f"Test, {kind}: average accuracy {100 * figures[f'{kind}_accuracy']:.2f}%, worst group "
         f"{100 * figures[f'{kind}_worst_group']:.2f}%"
         for kind in ("natural", "attacked")
+        if f"{kind}_accuracy" in figures
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,8 +83,8 @@ class TestAttack:
 def first_of_each_group(images: ImageSet, count: int) -> ImageSet:
     """Return the first ``count`` images in all, as many of each group (or class), in their order; 0: all of them.
 
-    Splits are shuffled or drawn, so that the first ones are a fair sample of their group. A group that has too few
-    gives what it has.
+    A fair sample of each group only if their order is: :func:`gdro_at.data.load_groups` sees to it. A group that has
+    too few gives what it has.
     """
     if not count:
         return images
@@ -99,7 +99,12 @@ def first_of_each_group(images: ImageSet, count: int) -> ImageSet:
 
 class _Logits(NamedTuple):
     natural: Tensor
-    attacked: Tensor
+    attacked: Tensor | None  # None: no attack ran
+
+    @property
+    def tested(self) -> Tensor:
+        """What losses and the published logs are about: the attacked logits, or without an attack the natural ones."""
+        return self.natural if self.attacked is None else self.attacked
 
 
 def attacked_logits(
@@ -111,7 +116,7 @@ def attacked_logits(
     batch_size: int = 128,
     prepare: Prepare | None = None,
 ) -> _Logits:
-    """Return natural and attacked logits ``(N, classes)`` of all images, in evaluation mode.
+    """Return natural and attacked logits ``(N, classes)`` of all images, in evaluation mode; ``erm`` attacks none.
 
     The random start depends on the seed and the image's index only. ``prepare`` is applied to the images before
     anything else sees them (the published normalisation of COVID's).
@@ -128,8 +133,7 @@ def attacked_logits(
             natural.append(view(images))
             if attack.kind != "erm":
                 attacked.append(view(attack(view, images, labels, draw)))
-    plain = torch.cat(natural)
-    return _Logits(plain, torch.cat(attacked) if attacked else plain)
+    return _Logits(torch.cat(natural), torch.cat(attacked) if attacked else None)
 
 
 def _draw(seed: int, index: int, images: Tensor) -> Tensor:
@@ -139,27 +143,22 @@ def _draw(seed: int, index: int, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GroupFigures:
-    """Accuracies of one split: per group ``(G,)`` (NaN without images) and overall, natural and attacked.
+    """Accuracies of one split by kind, ``natural`` and, if an attack ran, ``attacked``.
 
-    ``loss`` is the mean attacked loss, or that of the worst groups (:func:`group_figures`).
+    ``groups`` are those per group ``(G,)`` (NaN without images), ``averages`` those of all images. ``loss`` is the mean
+    loss under the attack, if one ran, or that of the worst groups (:func:`group_figures`).
     """
 
-    natural: Tensor
-    attacked: Tensor
-    natural_average: float
-    attacked_average: float
+    groups: Mapping[str, Tensor]
+    averages: Mapping[str, float]
     loss: float
 
     def as_dict(self) -> dict[str, float]:
         """Return the figures by name; a group without images has none, and the worst is taken of the others."""
-        found = {
-            "natural_accuracy": self.natural_average,
-            "attacked_accuracy": self.attacked_average,
-            "natural_worst_group": _worst(self.natural),
-            "attacked_worst_group": _worst(self.attacked),
-            "validation_loss": self.loss,
-        }
-        for kind, values in (("natural", self.natural), ("attacked", self.attacked)):
+        found = {f"{kind}_accuracy": value for kind, value in self.averages.items()}
+        found |= {f"{kind}_worst_group": _worst(values) for kind, values in self.groups.items()}
+        found["validation_loss"] = self.loss
+        for kind, values in self.groups.items():
             for group, value in enumerate(values.tolist()):
                 if value == value:
                     found[f"{kind}_accuracy_group:{group}"] = value
@@ -184,21 +183,21 @@ def group_figures(
     """
     groups, count = _groups_of(data)
     labels = data.labels
-    natural = (logits.natural.argmax(dim=1) == labels).float()
-    attacked = (logits.attacked.argmax(dim=1) == labels).float()
-    losses = loss(logits.attacked, labels)
-    means = unit_means([natural, attacked, losses], groups, count)
-    counts = means[0].counts
+    kinds = {"natural": logits.natural, "attacked": logits.attacked}
+    right = {
+        kind: (found.argmax(dim=1) == labels).float() for kind, found in kinds.items() if found is not None
+    }
+    losses = loss(logits.tested, labels)
+    of_loss, *of_kinds = unit_means([losses, *right.values()], groups, count)
+    counts = of_loss.counts
     absent = torch.where(counts > 0, 0.0, torch.nan)
     total = losses.mean()
     if worst_share is not None:
-        weights = greedy_weights(means[2].means, counts / counts.sum(), alpha=worst_share)
-        total = (weights * means[2].means).sum()
+        weights = greedy_weights(of_loss.means, counts / counts.sum(), alpha=worst_share)
+        total = (weights * of_loss.means).sum()
     return GroupFigures(
-        natural=means[0].means + absent,
-        attacked=means[1].means + absent,
-        natural_average=float(natural.mean()),
-        attacked_average=float(attacked.mean()),
+        groups={kind: found.means + absent for kind, found in zip(right, of_kinds, strict=True)},
+        averages={kind: float(values.mean()) for kind, values in right.items()},
         loss=float(total),
     )
 
@@ -220,7 +219,7 @@ def published_row(
     weight_decay: float,
     loss: ImageLoss = cross_entropies,
 ) -> dict[str, Any]:
-    """Return the row and the text that the published code logs of a split, from its attacked logits.
+    """Return the row and the text that the published code logs of a split, from its attacked logits, if any.
 
     ``rule`` weighs groups while the batches of ``batch_size`` pass, as published (its adjustment is 0 here); None is
     the plain mean. The logged loss depends on the order of the data; accuracies do not.
@@ -235,8 +234,8 @@ def published_row(
     batches = torch.arange(len(data), device=data.labels.device).split(batch_size)
     for rows in batches:
         labels = data.labels[rows]
-        losses = loss(logits.attacked[rows], labels)
-        hits = (logits.attacked[rows].argmax(dim=1) == labels).float()
+        losses = loss(logits.tested[rows], labels)
+        hits = (logits.tested[rows].argmax(dim=1) == labels).float()
         natural, right = unit_means([losses, hits], groups[rows], count)
         taken = step(rule, state, natural)
         state = taken.state

@@ -57,7 +57,7 @@ def load_table(
     beside the images or, where that cannot be written, in the user's cache folder. Later runs look at size and time of
     change of each image and hash those that differ. A file that is cut short, altered in size or has a damaged footer
     is built anew; single pixels altered later are not noticed. ``indices`` are 0..N-1; ``info.size`` is the
-    pipeline's (height, for the published stretch); ``digest`` covers names, bytes and pipeline.
+    pipeline's (height, for the published stretch); ``digest`` covers names, bytes and pipeline, labels and groups.
 
     Raises:
         UserError: for an unknown or empty split, a missing or unreadable image (row and file named; with
@@ -83,7 +83,7 @@ def load_table(
         labels=rows.labels,
         indices=torch.arange(len(rows)),
         groups=rows.groups,
-        digest=pixels.key,
+        digest=_content_digest(pixels.key, rows),
         notes=tuple(notes),
         mapped=True,
     )
@@ -243,6 +243,12 @@ class _Work:
             return []
         counted = f"{len(left_out):,} of {len(self.part):,} {self.subject} were left out"
         return [f"{counted} (--skip-unreadable); the first: {self.sentence(left_out)}"]
+
+
+def _content_digest(key: str, rows: ImageTable) -> str:
+    """Return the SHA-256 of the pixels' key, and of labels, groups and what the groups are called."""
+    named = [key, rows.labels.tolist(), rows.groups.tolist(), rows.info.groups]
+    return hashlib.sha256(json.dumps(named).encode("utf8")).hexdigest()
 
 
 def _file_name(key: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gdro_at.attacks import TrainingAttack, validation_images
 from gdro_at.method import UnitMethod, accuracy, local_loss
 from gdro_at.units import unit_totals
-from robust_core.data import Batch, ImageSet
+from robust_core.data import Batch, ImageSet, steps_per_epoch
 from robust_core.errors import UserNote
 from robust_core.losses import kl_divergence
 from robust_core.training.method import StepContext
@@ -143,6 +143,18 @@ class Baseline(UnitMethod):
         """Return the validation images and their units ``(N,)``; ``UserError`` if there are none."""
         data = validation_images(context, self.name)
         return data, self.units_of(data)
+
+    def warn_of_one_epoch(self, data: ImageSet, context: StepContext, what: str) -> None:
+        """Tell, as its phase begins, that it ends within this epoch, so that ``what`` an epoch gives is never used."""
+        last = context.step - context.phase_step + context.phase_steps - 1
+        ends = last // steps_per_epoch(len(data), context.global_size) == context.epoch
+        if ends and context.processes.is_main:
+            warnings.warn(
+                f"{self.name}: {what} follow the epoch before, and there is one epoch only, so they stay as they are; "
+                "train for two or more.",
+                UserNote,
+                stacklevel=2,
+            )
 
     def warn_of_unseen(self, data: ImageSet, context: StepContext, kept: str) -> None:
         """Name, in one warning, the units without validation images, and what they ``kept`` (section 0)."""

@@ -163,6 +163,7 @@ class Cfa(Baseline):
             "whose accuracy counts as 0" if self.official else "which has no say in the averaging of weights"
         )
         self.warn_of_unseen(data, context, kept)
+        self.warn_of_one_epoch(data, context, "budgets")
         fresh = torch.ones(self.units, device=data.labels.device)
         self.budgets = Budgets(fresh * self.attack.eps, _share(fresh * self.beta))
         # right under attack, right, and seen; in float64, which counts on beyond 2^24 images

@@ -118,6 +118,8 @@ class Dafa(Baseline):
                 UserNote,
                 stacklevel=2,
             )
+        if not self.official:
+            self.warn_of_one_epoch(data, context, "weights")
         device = data.labels.device
         self.weights = torch.ones(self.units, device=device)
         # row i: summed probabilities of the images of class i in this epoch, and last their number

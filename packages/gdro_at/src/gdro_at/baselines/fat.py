@@ -149,7 +149,7 @@ def official_shares(multipliers: Tensor) -> Tensor:
 
 
 def shares(multipliers: Tensor, present: Tensor | None = None) -> Tensor:
-    """Return ``1/K + l_k - mean(l)`` ``(K,)``: positive, of sum 1; 1/K for units that are not ``present``."""
+    """Return ``1/K + l_k - mean(l)`` ``(K,)``: positive, of sum 1 if all are ``present``; 1/K for absent units."""
     moved = multipliers - multipliers.mean()
     if present is not None:
         moved = moved.masked_fill(~present, 0.0)
@@ -197,7 +197,8 @@ class Fat(Baseline):
     ``variant`` is ``both``, ``reweight`` (radii stay eps) or ``remargin`` (terms stay unweighted). ``rho1`` halves
     after each ``halving`` of the phase (40 of 120 epochs). The official form bounds the increment of a step instead of
     the perturbation, so that images may move by steps times the step size, validates with the steps of training, has
-    beta 1 and constants of its own, and passes the natural images twice.
+    beta 1 and constants of its own, and passes the natural images twice. ``validation_clip`` is the range of the
+    attacked validation images (``--clmin``, ``--clmax``).
     """
 
     name: str = "FAT"
@@ -208,6 +209,7 @@ class Fat(Baseline):
     tau1: float = 0.1
     halving: float = 40 / 120
     variant: str = "both"
+    validation_clip: tuple[float, float] = (0.0, 1.0)
     multipliers: Multipliers | None = field(default=None, init=False, repr=False)
     seen: Tensor | None = field(default=None, init=False, repr=False)
 
@@ -229,7 +231,7 @@ class Fat(Baseline):
         assert self.multipliers is not None
         images, units = self.validation_units(context)
         steps = self.attack.steps if self.official else 20
-        attack = UniformAttack(self.attack.eps, steps=steps, objective="ce")
+        attack = UniformAttack(self.attack.eps, steps=steps, objective="ce", clip=self.validation_clip)
         logits = validation_logits(images, attack, context)
         errors = unit_errors(logits.natural, logits.adversarial, images.labels, units, self.units)
         if self.official:

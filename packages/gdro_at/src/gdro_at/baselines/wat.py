@@ -124,6 +124,7 @@ class Wat(Baseline):
     def start(self, data: ImageSet, context: StepContext) -> None:
         """Begin with weights of 1."""
         self.warn_of_unseen(data, context, "whose cost is 0" if self.official else "which keeps weight 1")
+        self.warn_of_one_epoch(data, context, "weights")
         device = data.labels.device
         self.costs = torch.zeros(self.units + 1, device=device)
         self.weights = torch.ones(self.units + 1, device=device)

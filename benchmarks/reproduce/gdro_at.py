@@ -130,7 +130,9 @@ def _resolve(given: Mapping[str, Any]) -> tuple[GdroConfig, list[str]]:
     config, notes = resolve({**_ALIKE, **given})
     if config.test_epsilon is None:
         config = replace(config, test_epsilon=config.epsilon)
-    return config, notes
+    pinned = [f"--{name.replace('_', '-')} has no effect" for name in _ALIKE.keys() - given.keys()]
+    # nobody gave these flags, so nobody is told that one of them is about other data
+    return config, [note for note in notes if not any(words in note for words in pinned)]
 
 
 def _folder(given: Mapping[str, Any], place: str) -> Path | None:

@@ -330,3 +330,10 @@ def test_an_epochs_end_may_look_at_as_many_images_of_each_group():
         )
         == 20
     )
+
+
+def test_what_the_table_pins_is_not_told_as_a_flag_without_effect():
+    row = next(row for row in PAPER.at("demo") if row.name == "wat-official")
+    given = {**row.settings, "scale": "demo", "run_dir": "x"}
+    assert not any("--augmentation" in note for note in PAPER.resolve(given)[1])
+    assert any("--augmentation" in note for note in PAPER.resolve({**given, "augmentation": "official"})[1])

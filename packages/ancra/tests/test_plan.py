@@ -9,7 +9,7 @@ import torch
 from runs import image_set, same, undrawn
 
 from ancra.networks import build_network
-from ancra.plan import AncraPlan, published_lines, run_folder, write_newest
+from ancra.plan import AncraPlan, published_lines, write_newest
 from ancra.scripts import SCRIPTS, resolve
 from robust_core.attacks.autoattack import AutoAttackResult
 from robust_core.evaluation import Member, Protocol, evaluate
@@ -99,11 +99,3 @@ def test_the_lines_count_the_images_that_an_attack_saw(monkeypatch, available):
         f"Test: PGD-1 Accuracy_adv {right}/40 ({100 * right / 40:.2f}%)",
     ]
     assert last.startswith(counted if available else missing)
-
-
-def test_a_checkpoint_belongs_to_the_run_above_it(tmp_path, monkeypatch):
-    assert run_folder(tmp_path / "run/checkpoints/step-1.pt") == tmp_path / "run"
-    assert run_folder(tmp_path / "run/model-1.pt") == tmp_path / "run"
-    (tmp_path / "checkpoints").mkdir()
-    monkeypatch.chdir(tmp_path / "checkpoints")
-    assert run_folder("step-1.pt") == tmp_path

@@ -17,7 +17,7 @@ import torch
 from robust_core import storage
 from robust_core.errors import UserError
 from robust_core.training.checkpoint import CheckpointStore
-from robust_core.training.rundir import RunDirectory
+from robust_core.training.rundir import RunDirectory, run_folder
 
 
 def state(step):
@@ -456,3 +456,11 @@ def test_finish_marks_the_run(tmp_path):
     run.finish({"accuracy": 0.5})
     assert run.is_finished
     assert json.loads((tmp_path / "finished.json").read_text()) == {"accuracy": 0.5}
+
+
+def test_a_checkpoint_belongs_to_the_run_above_it(tmp_path, monkeypatch):
+    assert run_folder(tmp_path / "run/checkpoints/step-1.pt") == tmp_path / "run"
+    assert run_folder(tmp_path / "run/model-1.pt") == tmp_path / "run"
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    assert run_folder("step-1.pt") == tmp_path

@@ -20,7 +20,7 @@ from torch import Tensor
 from ancra.attention import ATTENTIONS
 from ancra.config import AncraConfig
 from ancra.networks import build_network
-from ancra.plan import ancra_method, run_folder
+from ancra.plan import ancra_method
 from ancra.scripts import canonical
 from robust_core.config import expect, option, option_names
 from robust_core.data import DatasetInfo, ImageSet, load_dataset
@@ -28,7 +28,7 @@ from robust_core.errors import UserError
 from robust_core.models import Network, check_model_name, load_state
 from robust_core.models.resnet import ResNet
 from robust_core.models.weights import read_evaluated_state
-from robust_core.training import RunDirectory
+from robust_core.training import RunDirectory, run_folder
 from robust_core.training.checkpoint import CheckpointStore
 from robust_core.training.machine import resolve_device
 

@@ -19,9 +19,9 @@ from robust_core.models import load_weights
 from robust_core.run_data import Data, Say
 from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
-from robust_core.training import Phase, Rate, RunDirectory
+from robust_core.training import Phase, Rate, RunDirectory, run_folder
 
-__all__ = ["AncraPlan", "ancra_method", "published_lines", "run_folder", "write_newest"]
+__all__ = ["AncraPlan", "ancra_method", "published_lines", "write_newest"]
 
 PUBLISHED_STEP = 0.007
 BEST, NEWEST = "best_adv_model.pt", "model-wrn-last.pt"
@@ -163,12 +163,6 @@ def write_newest(run: RunDirectory) -> None:
     if state is not None:
         average = state["average"]
         write_tensors(run.path / NEWEST, state["model"] if average is None else average["weights"])
-
-
-def run_folder(weights: str | Path) -> Path:
-    """Return the folder that a file of weights belongs to: its own, of a run's checkpoint the run's."""
-    folder = Path(weights).absolute().parent
-    return folder.parent if folder.name == "checkpoints" else Path(weights).parent
 
 
 def check_attention(weights: Path, attention: str) -> None:

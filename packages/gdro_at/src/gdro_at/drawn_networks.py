@@ -17,7 +17,7 @@ from robust_core.data import DatasetInfo
 from robust_core.errors import UserError
 from robust_core.models import Network, load_state
 from robust_core.models.weights import read_evaluated_state
-from robust_core.training import RunDirectory
+from robust_core.training import RunDirectory, run_folder
 
 __all__ = ["Source", "common_data", "common_run", "find_sources", "load_network"]
 
@@ -117,7 +117,7 @@ def load_network(source: Source, info: DatasetInfo) -> Network:
 def _find_weights(path: Path) -> tuple[Path, Path]:
     """Return the file of weights and the folder whose ``config.json`` describes it."""
     if path.is_file():
-        return path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        return path, run_folder(path)
     if not path.is_dir():
         raise UserError(
             f"--checkpoints names '{path}', which is not there; give a run directory or a state dict."

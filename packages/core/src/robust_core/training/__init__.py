@@ -4,7 +4,7 @@ from robust_core.training.distributed import Processes, start_processes
 from robust_core.training.loop import Hooks, LoopSettings, Training
 from robust_core.training.machine import Machine, bf16_units, resolve_machine, resolve_precision
 from robust_core.training.method import EpochMethod, Method, Phase, StepContext, StepResult
-from robust_core.training.rundir import RunDirectory
+from robust_core.training.rundir import RunDirectory, run_folder
 from robust_core.training.schedules import Rate, step_rate
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "bf16_units",
     "resolve_machine",
     "resolve_precision",
+    "run_folder",
     "start_processes",
     "step_rate",
 ]

@@ -17,7 +17,7 @@ from robust_core.errors import UserError
 from robust_core.storage import settle, told, write_json, write_whole
 from robust_core.training.checkpoint import CheckpointStore
 
-__all__ = ["RunDirectory", "commit_of_source"]
+__all__ = ["RunDirectory", "commit_of_source", "run_folder"]
 
 SIGNS = ("config.json", "checkpoints/manifest.json")
 """A directory with one of these holds a run."""
@@ -27,6 +27,12 @@ _WRITTEN = (
     *("finished.json", "report", "evaluation", "adaptive", "gallery.npz", "checkpoints"),
     *("best.pt", "metrics.jsonl", "timings.jsonl", "tensorboard"),
 )
+
+
+def run_folder(weights: str | Path) -> Path:
+    """Return the folder that a file of weights belongs to: its own, of a run's checkpoint the run's."""
+    folder = Path(weights).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else Path(weights).parent
 
 
 def commit_of_source() -> str:

@@ -11,7 +11,7 @@ from benchmarks.speed import ancra_step, negatives
 from runs import undrawn
 
 from ancra.contrast import asymmetric_contrast
-from ancra.negatives import STRATEGIES
+from ancra.negatives import STRATEGIES, pick_negatives
 from ancra.networks import build_network
 from robust_core.data import load_dataset
 
@@ -24,17 +24,25 @@ def problem(count=40, classes=4):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_plain_choice_is_ours(strategy):
-    assert negatives.agreement(strategy, *problem()) == 1.0
+    assert negatives.agreement(pick_negatives, strategy, *problem()) == 1.0
     labels, logits = problem(6, 4)  # so few that some have no candidate
     chosen = negatives.published_pick(strategy, labels, logits, torch.Generator().manual_seed(0))
     assert all(labels[other] != own for other, own in zip(chosen, labels, strict=True))
-    assert negatives.agreement(strategy, labels, logits) == 1.0
+    assert negatives.agreement(pick_negatives, strategy, labels, logits) == 1.0
 
 
-def test_another_choice_would_show(monkeypatch):
-    pick = negatives._pick
-    monkeypatch.setattr(negatives, "_pick", lambda *arguments: pick(*arguments).roll(1))
-    assert all(negatives.agreement(strategy, *problem()) < 0.9 for strategy in STRATEGIES)
+def test_another_choice_would_show():
+    def another(*arguments, **options):
+        chosen = pick_negatives(*arguments, **options)
+        return chosen._replace(indices=chosen.indices.roll(1, dims=0))
+
+    assert all(negatives.agreement(another, strategy, *problem()) < 0.9 for strategy in STRATEGIES)
+
+
+def test_without_a_compiler_the_plain_form_is_measured_alone(monkeypatch, capsys):
+    monkeypatch.setattr(negatives, "can_compile", lambda device: (False, "no C++ compiler was found"))
+    assert negatives._forms(torch.device("cpu")) == {"": pick_negatives}
+    assert "no compiled rows" in capsys.readouterr().out
 
 
 def test_the_plain_contrast_is_ours():

@@ -121,18 +121,18 @@ _NETWORK = (
     *("pixels", "official", "test_type", "test_epsilon", "test_start", "validation_images", "is_combine"),
 )
 """Settings that decide a run's beginning besides those that all papers share."""
-_ALIKE = {"selection": "best", "pixels": "unit", "augmentation": "here", "test_start": "ball"}
-"""What ``--official`` would change besides a row's method."""
 
 
 def _resolve(given: Mapping[str, Any]) -> tuple[GdroConfig, list[str]]:
     """Return a row's configuration: all rows of a table are augmented, selected and attacked alike, official or not."""
-    config, notes = resolve({**_ALIKE, **given})
-    if config.test_epsilon is None:
-        config = replace(config, test_epsilon=config.epsilon)
-    pinned = [f"--{name.replace('_', '-')} has no effect" for name in _ALIKE.keys() - given.keys()]
-    # nobody gave these flags, so nobody is told that one of them is about other data
-    return config, [note for note in notes if not any(words in note for words in pinned)]
+    config, notes = resolve({"selection": "best", "pixels": "unit", **given})
+    test_epsilon = config.epsilon if config.test_epsilon is None else config.test_epsilon
+    return replace(
+        config,
+        augmentation=config.augmentation or "here",
+        test_start=config.test_start or "ball",
+        test_epsilon=test_epsilon,
+    ), notes
 
 
 def _folder(given: Mapping[str, Any], place: str) -> Path | None:

@@ -17,6 +17,7 @@ from robust_core.errors import UserError
 from robust_core.evaluation import (
     Evaluation,
     Keeper,
+    Runner,
     evaluate,
     load_evaluation,
     protocol,
@@ -152,14 +153,15 @@ class Session(Generic[Config]):
     phases: list[Phase]
     say: Say
 
-    def evaluate(self, attacks: Attacks) -> Evaluation:
+    def evaluate(self, attacks: Attacks, *, runners: Mapping[str, Runner] | None = None) -> Evaluation:
         """Return the evaluation of the network on the test images, from the run directory if it is there whole.
 
-        What was stopped, or lacks an attack whose package was missing then, goes on with what it has.
+        What was stopped, or lacks an attack whose package was missing then, goes on with what it has. ``runners`` adds
+        kinds of members.
         """
         folder, limit = self.run.path / "evaluation", self.config.test_images or None
         model, keeper = self.model.eval(), Keeper(folder, attacks.name)
-        known = keeper.known()
+        known = keeper.known(self.say)
         if (folder / f"{attacks.name}.json").exists():
             try:
                 known.append(load_evaluation(folder, attacks.name))
@@ -179,6 +181,7 @@ class Session(Generic[Config]):
             limit=limit,
             device=self.machine.device,
             batch_size=self.config.evaluation_batch_size,
+            runners=runners,
             known=known,
             keep=keeper.keep,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from part.config import PartConfig
 from part.mask_attack import PGD_IN_MASKS, mask_protocol, mask_runner
 from part.phases import build_phases, mask_rule
-from robust_core.evaluation import Evaluation, evaluate, protocol
+from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import FrozenView
 from robust_core.randomness import generator_for
 from robust_core.session import Plan, Session
@@ -75,18 +75,8 @@ class PartPlan(Plan[PartConfig]):
     def _within_masks(self, session: Session[PartConfig]) -> Evaluation:
         """Return PGD-20 within the run's masks, as a record of its own: its failures join no worst case."""
         config = session.config
-        found = evaluate(
-            session.model.eval(),
-            session.test_set,
-            mask_protocol(eps=config.epsilon, low_eps=config.low_epsilon, step_size=config.step_size),
-            seed=config.seed,
-            limit=config.test_images or None,
-            device=session.machine.device,
-            batch_size=config.evaluation_batch_size,
-            runners={PGD_IN_MASKS: mask_runner(mask_rule(config))},
-        )
-        found.save(session.run.path / "evaluation", PGD_IN_MASKS)
-        return found
+        attacks = mask_protocol(eps=config.epsilon, low_eps=config.low_epsilon, step_size=config.step_size)
+        return session.evaluate(attacks, runners={PGD_IN_MASKS: mask_runner(mask_rule(config))})
 
     def _masks(self, session: Session[PartConfig]) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Return what draws the masks that the run trained with, where it had any."""

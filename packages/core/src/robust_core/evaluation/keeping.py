@@ -23,14 +23,9 @@ class Keeper:
     folder: Path | None
     name: str
 
-    def known(self) -> list[Evaluation]:
-        """Return what a stopped evaluation left, or nothing; a damaged record is made again."""
-        if self.folder is None or not (self.folder / f"{self.name}{PARTIAL}.json").exists():
-            return []
-        try:
-            return [load_evaluation(self.folder, f"{self.name}{PARTIAL}")]
-        except UserError:
-            return []
+    def known(self, say: Callable[[str], None] = print) -> list[Evaluation]:
+        """Return what a stopped evaluation left, or nothing; a damaged record is said and made again."""
+        return records_in(self.folder, say, f"{self.name}{PARTIAL}")
 
     def keep(self, found: Evaluation) -> None:
         """Write the evaluation so far."""

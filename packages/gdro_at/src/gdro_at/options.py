@@ -53,8 +53,8 @@ class DataOptions(RunConfig):
     augment_data: bool = option(False, "random resized crop and flip", group="data")
     augmentation: str = option(
         "",
-        "here: --augment-data augments training images; official: on CIFAR-10 its lack does, evaluated images as well "
-        "(default: here; official with --official)",
+        "of CIFAR-10; here: with --augment-data training images are cropped and flipped; official: without it, and "
+        "evaluated images too (default: here; official with --official)",
         choices=("", "here", "official"),
         group="data",
     )

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from benchmarks.reproduce.group_tables import write_group_tables
 from benchmarks.reproduce.papers import PAPERS, tables_of
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tables import write_tables
+from benchmarks.reproduce.tasks import Stage, carry_out_all
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.errors import UserError, unknown_name
-
-SCALES = ("smoke", "demo", "reduced", "paper")
 
 
 def _parser(paper: Paper) -> argparse.ArgumentParser:
@@ -84,65 +83,53 @@ def _seeds(paper: Paper, scale: str, text: str) -> tuple[int, ...]:
     return tuple(range(1, named[0] + 1))
 
 
-def reproduce(paper: Paper, given: dict[str, Any]) -> None:
-    """Run one paper's rows at the given scale and print its table."""
-    names = ("seeds", "rows", "all_methods", "jobs", "force", "out", "results")
+def reproduce(paper: Paper, given: dict[str, Any], jobs: int) -> Iterator[Stage]:
+    """Run one paper's rows at the given scale, stage by stage, and print its table."""
+    names = ("paper", "jobs", "seeds", "rows", "all_methods", "force", "out", "results")
     options = {name: given.pop(name) for name in names}
     scale = given.pop("scale", "demo")
-    if scale not in SCALES:
-        raise unknown_name("scale", scale, SCALES)
     if paper.absent is not None and (reason := paper.absent(given)):
         print(f"{paper.name}, {scale}: {reason}")
         return
-    begun = time.perf_counter()
-    jobs = _jobs(options["jobs"], scale, given)
     if jobs > 1:
         given = {"threads": 1, **given}
     folder = options["out"] / paper.name / scale
-    work = Reproduction(
-        paper, scale, folder, given, force=options["force"], results_path=options["results"], jobs=jobs
-    )
+    work = Reproduction(paper, scale, folder, given, force=options["force"], results_path=options["results"])
     rows = _chosen(paper, scale, options["rows"], options["all_methods"])
-    results = work.run(rows, _seeds(paper, scale, options["seeds"]))
+    yield from work.stages(rows, _seeds(paper, scale, options["seeds"]))
     write = write_group_tables if paper.pairs else write_tables
-    table = write(paper, results, paper.at(scale), folder)
+    table = write(paper, work.present_results(), paper.at(scale), folder)
     print()
     print(table.text())
     print(
         f"{folder / 'index.html'} shows this table; each run has a page of its own: "
         f"{folder}/ROW-seedN/report/report.html"
     )
-    print(f"{paper.name}, {scale}: {time.perf_counter() - begun:.0f} s")
+
+
+def _run(words: Sequence[str]) -> None:
+    name = words[0] if words and not words[0].startswith("-") else ""
+    if name not in (*PAPERS, "all", ""):
+        raise unknown_name("paper", name, [*PAPERS, "all"])
+    scale = getattr(_parser(PAPERS.get(name, PAPERS["part"])).parse_known_args(words)[0], "scale", "demo")
+    papers = tables_of(name or "part", scale)
+    if not papers:
+        raise UserError(f"{name} has no rows at scale {scale}; its table is one of --scale paper.")
+    begun = time.perf_counter()
+    given = [vars(_parser(paper).parse_args(words)) for paper in papers]
+    if len(papers) > 1 and (results := given[0]["results"]):
+        raise UserError(
+            f"--results {results} is one paper's file; {name} has {len(papers)}: name one, or use --out."
+        )
+    jobs = _jobs(given[0]["jobs"], scale, given[0])
+    carry_out_all([reproduce(paper, own, jobs) for paper, own in zip(papers, given, strict=True)], jobs)
+    print(f"{' and '.join(paper.name for paper in papers)}, {scale}: {time.perf_counter() - begun:.0f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = normalise_flags(sys.argv[1:] if arguments is None else arguments)
-    name = words[0] if words and not words[0].startswith("-") else ""
-    if name not in (*PAPERS, "all", ""):
-        return guarded(lambda: _refuse(name))
-    scale = getattr(_parser(PAPERS.get(name, PAPERS["part"])).parse_known_args(words)[0], "scale", "demo")
-    chosen = tables_of(name or "part", scale)
-    if not chosen:
-        return guarded(lambda: _refuse_scale(name, scale))
-    for paper in chosen:
-        given = vars(_parser(paper).parse_args(words))
-        del given["paper"]
-        code = guarded(
-            lambda paper=paper, given=given: reproduce(paper, given),  # type: ignore[misc]
-            "the same command goes on where it stopped",
-        )
-        if code:
-            return code
-    return 0
-
-
-def _refuse(name: str) -> None:
-    raise unknown_name("paper", name, [*PAPERS, "all"])
-
-
-def _refuse_scale(name: str, scale: str) -> None:
-    raise UserError(f"{name} has no rows at scale {scale}; its table is one of --scale paper.")
+    return guarded(lambda: _run(words), "the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
-from benchmarks.reproduce.tasks import Inquiry, Task, carry_out_all, settings_of
+from benchmarks.reproduce.tasks import Inquiry, Stage, Task, settings_of
 from robust_core.config import RunConfig
 from robust_core.data import steps_per_epoch
 from robust_core.errors import UserError
@@ -33,7 +33,7 @@ SHARED = (
 
 @dataclass
 class Reproduction:
-    """One paper at one scale: where its runs and results lie, and how far it is. ``jobs`` runs go on at once."""
+    """One paper at one scale: where its runs and results lie, and how far it is."""
 
     paper: Paper
     scale: str
@@ -41,7 +41,6 @@ class Reproduction:
     given: Mapping[str, Any]
     force: bool = False
     results_path: Path | None = None
-    jobs: int = 1
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -51,26 +50,19 @@ class Reproduction:
         self._train_images: dict[str, int] = {}
         self._told: set[str] = set()
 
-    def run(self, rows: list[Row], seeds: tuple[int, ...]) -> ResultFile:
-        """Run every row with every seed, but what is finished with the same settings.
-
-        Returns all results of these settings, earlier ones of other rows and seeds too.
+    def stages(self, rows: list[Row], seeds: tuple[int, ...]) -> Iterator[Stage]:
+        """Train every row with every seed, but what is finished with the same settings; then examine the runs.
 
         Raises:
             UserError: for a shared setting that tells rows apart.
         """
         self.check_given()
-        for seed in seeds:
-            pending = {}
-            for row in self._of_seed(rows, seed):
-                config = self.configure(row, seed)
-                if not self.force and self.results.has(row.name, seed, settings_of(config.to_dict())):
-                    self.say(f"{row.title}, seed {seed}: finished before, not run again (--force does)")
-                else:
-                    pending[row.name] = config
-            self._run_seed({row.name: row for row in rows}, pending, seed)
+        yield self._training(rows, seeds)
         if self.paper.examine is not None:
-            self._examine(rows, seeds)
+            yield self._examination(rows, seeds)
+
+    def present_results(self) -> ResultFile:
+        """Return all results of these settings, earlier ones of other rows and seeds too."""
         same = self.results.only(self._has_present_settings)
         if left_out := len(self.results.entries) - len(same.entries):
             self.say(f"{left_out} results with other settings in {self.results.path} are not in the table")
@@ -100,11 +92,34 @@ class Reproduction:
         config, _ = self._resolved(rows[0], entry.seed)
         return self.results.has(entry.row, entry.seed, settings_of(config.to_dict()))
 
-    def _run_seed(self, rows: Mapping[str, Row], configs: Mapping[str, Any], seed: int) -> None:
-        """Train what the rows share once, then the rows; each result is saved at once."""
+    def _training(self, rows: list[Row], seeds: tuple[int, ...]) -> Stage:
+        """Return the training of what is not finished; each result is saved at once."""
+        tasks: list[Task] = []
+        trained: dict[Path, tuple[str, int, Any]] = {}
+        for seed in seeds:
+            pending = {}
+            for row in self._of_seed(rows, seed):
+                config = self.configure(row, seed)
+                if not self.force and self.results.has(row.name, seed, settings_of(config.to_dict())):
+                    self.say(f"{row.title}, seed {seed}: finished before, not run again (--force does)")
+                else:
+                    pending[row.name] = config
+                    trained[Path(config.run_dir)] = (row.name, seed, config)
+            tasks += self._tasks({row.name: row for row in rows}, pending)
+
+        def keep(path: Path) -> None:
+            if path in trained:
+                name, seed, config = trained[path]
+                run = RunDirectory.open(path)
+                entry = Entry.of_run(name, seed, settings_of(config.to_dict()), run, self.paper.protocol)
+                self.results.add(entry)
+
+        return Stage(tasks, keep)
+
+    def _tasks(self, rows: Mapping[str, Row], configs: Mapping[str, Any]) -> list[Task]:
+        """Return what one seed's rows share, each once and before them, and the rows."""
         beginnings = self._shared_beginnings(configs)
         tasks: dict[Path, Task] = {}
-        names: dict[Path, str] = {}
         # rows that share less have more to do: first
         for name in sorted(configs, key=lambda row: len(beginnings[row])):
             donor: Path | None = None
@@ -116,23 +131,15 @@ class Reproduction:
                 )
                 donor = path
             path = Path(configs[name].run_dir)
-            names[path] = name
             tasks[path] = Task(self.paper.name, rows[name].title, configs[name], path, 0, donor, self.force)
         # what others wait for first of all
-        ordered = sorted(tasks.values(), key=lambda task: task.phases == 0)
-        for done in carry_out_all(ordered, self.jobs):
-            if not done.phases:
-                run = RunDirectory.open(done.path)
-                entry = Entry.of_run(
-                    names[done.path], seed, settings_of(done.config.to_dict()), run, self.paper.protocol
-                )
-                self.results.add(entry)
+        return sorted(tasks.values(), key=lambda task: task.phases == 0)
 
     def _of_seed(self, rows: list[Row], seed: int) -> list[Row]:
         return [row for row in rows if not row.cited and (not row.seeds or seed in row.seeds)]
 
-    def _examine(self, rows: list[Row], seeds: tuple[int, ...]) -> None:
-        """Attack the trained runs with knowledge of their defence; what was examined before is left as it is."""
+    def _examination(self, rows: list[Row], seeds: tuple[int, ...]) -> Stage:
+        """Return attacks on the trained runs that know their defence; what was examined before is left as it is."""
         runs = self.finished(seeds)
         wanted = {(row.name, seed): row.title for seed in seeds for row in self._of_seed(rows, seed)}
         inquiries: dict[Path, tuple[str, int]] = {}
@@ -154,12 +161,15 @@ class Reproduction:
             label = f"{title}, seed {seed}"
             work.append(Inquiry(self.paper.name, label, path, tuple(sources.items()), self.scale, threads))
             inquiries[path] = (name, seed)
-        for done in carry_out_all(work, self.jobs):
-            name, seed = inquiries[done.path]
+
+        def keep(path: Path) -> None:
+            name, seed = inquiries[path]
             before = self.results.find(name, seed)
             assert before is not None
-            run = RunDirectory.open(done.path)
+            run = RunDirectory.open(path)
             self.results.add(Entry.of_run(name, seed, before.settings, run, self.paper.protocol))
+
+        return Stage(work, keep)
 
     def finished(self, seeds: tuple[int, ...]) -> dict[tuple[str, int], Path]:
         """Return the runs with the present settings that lie finished on disk, by row and seed.

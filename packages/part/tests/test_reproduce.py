@@ -131,6 +131,12 @@ def test_bits_survive_packing():
         (["prat"], "did you mean 'part'"),
         (["part", "--rows", "att", "--scale", "smoke"], "did you mean 'at'"),
         (["part", "--seeds", "one", "--scale", "smoke"], "--seeds one"),
+        (["ancra-wrn", "--scale", "demo"], "has no rows at scale demo"),
+        (
+            ["all", "--scale", "smoke", "--results", "r.json"],
+            "--results r.json is one paper's file; all has 3",
+        ),
+        (["all", "--rows", "part", "--scale", "smoke"], "Unknown row at scale smoke 'part'. Known: anc,"),
         (
             ["part", "--mask-control", "random", "--scale", "smoke"],
             "--mask-control is what row 'part-random'",

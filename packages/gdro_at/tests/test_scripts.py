@@ -481,6 +481,13 @@ def test_cifar_without_validation_images(expt, folders):
     assert "--val-fraction 0.001 leaves none of 60 images" in done.err
 
 
+def test_a_suite_without_its_package_is_refused_at_the_start(expt, birds, monkeypatch):
+    monkeypatch.setattr("robust_core.extras.autoattack_available", lambda: False)
+    done = expt(*WATERBIRDS, birds, "--suite_images", "4", "--run-dir", "run")
+    assert done.code == 2
+    assert "--suite-images 4 needs the package pyautoattack: pip install 'packages/gdro_at[eval]'" in done.err
+
+
 @pytest.mark.slow
 def test_the_suite_for_two_classes_and_the_sweep(expt, birds):
     pytest.importorskip("pyautoattack")

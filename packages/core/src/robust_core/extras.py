@@ -11,17 +11,20 @@ from robust_core.errors import UserError
 __all__ = ["autoattack_notes"]
 
 
-def autoattack_notes(images: int, given: Mapping[str, Any], package: str) -> list[str]:
+def autoattack_notes(
+    images: int, given: Mapping[str, Any], package: str, *, setting: str = "aa_images"
+) -> list[str]:
     """Return what to print about AutoAttack on so many test images (0: none), where its package is not installed.
 
-    ``given`` are the user's settings; ``package`` names the paper's, whose extra ``eval`` brings it.
+    ``given`` are the user's settings; ``package`` names the paper's, whose extra ``eval`` brings it;
+    ``setting`` says how many images.
 
     Raises:
-        UserError: if the user asked for it (``aa_images``).
+        UserError: if the user asked for it by that setting.
     """
     if not images or autoattack_available():
         return []
     remedy = f"pip install 'packages/{package}[eval]'"
-    if "aa_images" in given:
-        raise UserError(f"--aa-images {images} needs the package pyautoattack: {remedy}.")
+    if setting in given:
+        raise UserError(f"--{setting.replace('_', '-')} {images} needs the package pyautoattack: {remedy}.")
     return [f"AutoAttack will not be run: its package is not installed ({remedy})."]

@@ -18,6 +18,7 @@ from gdro_at.scales import SCALES
 from robust_core.cli import guarded
 from robust_core.config import scale_defaults
 from robust_core.errors import UserError
+from robust_core.extras import autoattack_notes
 from robust_core.script import TrainingScript
 
 __all__ = ["PUBLISHED_FLAGS", "resolve", "run_expt", "training_script"]
@@ -106,7 +107,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[GdroConfig, list[str]]:
     """Return the configuration of a run for the settings that a user gave, and lines to print.
 
     Raises:
-        UserError: for names that do not exist and settings that cannot work.
+        UserError: for names that do not exist, settings that cannot work, and a suite without AutoAttack's package.
     """
     if "dataset" not in given and "scale" not in given:
         raise UserError(
@@ -138,6 +139,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[GdroConfig, list[str]]:
     if torch.cuda.is_available() and config.device == "auto" and one_process:
         config = replace(config, device=f"cuda:{config.gpu}")
     config = replace(config, run_dir=config.run_dir or _numbered_folder(config))
+    notes += autoattack_notes(config.suite_images, given, "gdro_at", setting="suite_images")
     return config, [*notes, *idle_settings(config, given)]
 
 

@@ -74,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe_machine(device)
     say(f"{machine['processor']}, {machine['threads']} threads, torch {machine['software']['torch']}")
     say(bf16_note(device))
-    say(f"plan: {', '.join(options.only)}; {settings['seconds']:.0f} s of rounds, at least 3 rounds each")
+    say(
+        f"plan: {', '.join(options.only)}; {settings['seconds']:.0f} s of rounds, a side 3 times or more (slow: 2)"
+    )
     setting = make_setting(device=device, **settings)
     rows: list[Row] = []
     for part in options.only:

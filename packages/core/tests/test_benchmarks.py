@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import pytest
 import torch
 from benchmarks.compose import anc_in_part
-from benchmarks.speed import ancra_step, negatives
+from benchmarks.speed import ancra_step, clock, negatives
 from runs import undrawn
 
 from ancra.contrast import asymmetric_contrast
@@ -103,3 +104,8 @@ def test_contrast_in_the_budget_of_part_trains(tmp_path, monkeypatch, capsys):
         assert 0 < line["mask_density"] < 1
     assert any(line["exclusion_loss"] > 0 for line in steps)
     assert (run / "finished.json").exists()
+
+
+def test_the_clock_plans_rounds_and_pairs_them_as_its_examples_say():
+    found = doctest.testmod(clock)
+    assert (found.attempted, found.failed) == (2, 0)

@@ -117,6 +117,22 @@ def test_beta_reaches_the_loss(method, objective, start):
     assert (phase.method.attack.objective, phase.method.attack.start) == (objective, start)
 
 
+@pytest.mark.parametrize("scale", ["reduced", "paper"])
+def test_the_published_rate_falls_in_the_last_epoch_at_every_scale(scale):
+    def rates(*words):
+        (config, _) = settings("--scale", scale, *words)
+        return [
+            phase.rate.at(epoch * 10, phase.steps, 10)
+            for phase in build_phases(config, 10)
+            for epoch in range(phase.steps // 10)
+        ]
+
+    first, *middle, last = rates("--official")
+    assert middle == pytest.approx([first] * len(middle))
+    assert last == pytest.approx(first / 10)
+    assert sum(rate < 0.99 * first for rate in rates()) > 1
+
+
 def test_milestones_count_over_the_whole_run_or_restart():
     words = ("--epochs", "6", "--warm-up", "2", "--adjust-first", "4", "--adjust-second", "9")
     total, restarted = main_phase(*words), main_phase(*words, "--lr-counter", "restarted")

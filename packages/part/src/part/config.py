@@ -265,6 +265,9 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }
 
+RESTARTED = {"reduced": {"adjust_first": 8}}
+"""What a scale sets otherwise where epochs are counted behind the warm-up: the rate falls in the last, as published."""
+
 
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return given settings with the published names of data sets and networks replaced by the core's."""
@@ -308,7 +311,9 @@ def resolve_as(kind: type[Kind], given: Mapping[str, Any], *, method: str) -> tu
     scale = str(given.get("scale", "paper"))
     data = str(given.get("data", SCALES[scale].get("data", "cifar10")))
     own = SVHN if data == "svhn" else {}
-    scaled = scale_defaults(SCALES[scale], given, _REPLACED)
+    counter = {**values, **given}.get("lr_counter")
+    of_scale = {**SCALES[scale], **(RESTARTED.get(scale, {}) if counter == "restarted" else {})}
+    scaled = scale_defaults(of_scale, given, _REPLACED)
     config = kind(**{**values, **own, **scaled, **given})
     config = replace(config, run_dir=str(run_directory(config)))
     used = [f"{name} {value:g}" for name, value in own.items() if name not in {*scaled, *given}]

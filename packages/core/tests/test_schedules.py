@@ -30,3 +30,10 @@ def test_linear_rate_falls_to_zero():
 
 def test_constant_rate():
     assert Rate("constant", 0.3).at(99, 100, 7) == 0.3
+
+
+def test_a_linear_rate_goes_on_over_two_phases():
+    whole = [Rate("linear", 0.3).at(step, 9, 1) for step in range(9)]
+    first = [Rate("linear", 0.3, ramp=(1.0, 1 / 3)).at(step, 6, 1) for step in range(6)]
+    second = [Rate("linear", 0.3, ramp=(1 / 3, 0.0)).at(step, 3, 1) for step in range(3)]
+    assert [*first, *second] == pytest.approx(whole)

@@ -13,6 +13,7 @@ import torch
 from gdro_at.cli import PUBLISHED_FLAGS, training_script
 from gdro_at.config import GdroConfig
 from gdro_at.data import load_groups, read_table
+from gdro_at.phases import build_phases
 from gdro_at.plan import GdroPlan, test_attack
 from gdro_at.units import UnitMeans
 from gdro_at.weights import GroupRule, RuleState, step
@@ -54,6 +55,28 @@ def published_words(package, name):
     text = (package / name).read_text(encoding="utf8").replace("\\\n", " ")
     (line,) = (line for line in text.splitlines() if line.startswith("exec python"))
     return line.partition('run_expt.py" ')[2].removesuffix('"$@"').strip()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-d Cifar -s confounder -t x -c y --n_epochs 120",
+        "-d shapes --scale reduced --n_epochs 9 --schedule linear",
+    ],
+)
+def test_fat_has_one_schedule_over_both_phases(words):
+    def rates(kind):
+        phases = build_phases(config_of(f"--train_type {kind}", words), 10)
+        return [phase.rate.at(step, phase.steps, 10) for phase in phases for step in range(phase.steps)]
+
+    assert len(build_phases(config_of("--train_type FAT", words), 10)) == 2
+    assert rates("FAT") == pytest.approx(rates("trades"))
+
+
+@pytest.mark.parametrize("scale", ["demo", "reduced"])
+def test_official_selection_is_the_published_one_at_every_scale(scale):
+    assert config_of(f"--scale {scale} --train_type erm --official", "").selection == "official"
+    assert config_of(f"--scale {scale} --train_type erm", "").selection == "best"
 
 
 def test_the_list_of_flags_is_the_published_one():

@@ -106,7 +106,10 @@ def build_phases(config: GdroConfig, epoch_steps: int) -> list[Phase]:
     if config.begins_with_trades:
         first = 2 * steps // 3 if config.main_steps else 2 * config.epochs // 3 * epoch_steps
         warm = _weighted(config, "TRADES", family="trades", rule={"weighting": "mean"})
-        phases.append(Phase("warm-up", warm, first, replace(rate)))
+        left = 1 - first / steps
+        phases.append(Phase("warm-up", warm, first, replace(rate, ramp=(1.0, left))))
+        # one schedule over both phases
+        rate = replace(rate, epoch_offset=first // epoch_steps, ramp=(left, 0.0))
         steps -= first
     phases.append(Phase("main", build_method(config), steps, rate))
     if config.is_combine:

@@ -25,13 +25,14 @@ class Rate:
     """The learning rate within one phase.
 
     ``kind``: ``constant``; ``step`` (:func:`step_rate`, epochs counted from ``epoch_offset`` + 1 at the phase's
-    start); ``linear`` (falls to 0 over the phase).
+    start); ``linear`` (from the first share of ``lr`` in ``ramp`` at the phase's start to the second behind its end).
     """
 
     kind: str
     lr: float
     milestones: tuple[int, ...] = ()
     epoch_offset: int = 0
+    ramp: tuple[float, float] = (1.0, 0.0)
 
     def at(self, phase_step: int, phase_steps: int, steps_per_epoch: int) -> float:
         """Return the rate of step ``phase_step`` (from 0) of a phase of ``phase_steps`` steps."""
@@ -39,5 +40,6 @@ class Rate:
             epoch = self.epoch_offset + 1 + phase_step // steps_per_epoch
             return step_rate(epoch, lr=self.lr, milestones=self.milestones)
         if self.kind == "linear":
-            return self.lr * (1.0 - phase_step / phase_steps)
+            first, last = self.ramp
+            return self.lr * (first - (first - last) * phase_step / phase_steps)
         return self.lr

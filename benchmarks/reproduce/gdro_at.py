@@ -41,6 +41,8 @@ GDRO_AT: Mapping[str, Any] = {
 CORRECTED: Mapping[str, Any] = {**GDRO_AT, "weights": "corrected"}
 WITH_OFFICIAL_FORM = ("BAT", "WAT", "CFA", "FAT", "DAFA", "CGD")
 BASELINES = (*WITH_OFFICIAL_FORM, "uni", "unitrades", "unimart")
+DRAWN_ALIKE: Mapping[str, Mapping[str, Any]] = {"CGD": BALANCED}
+"""What a baseline's authors set besides: they draw units uniformly."""
 
 _TITLES = {
     "WAT": "WAT",
@@ -91,12 +93,13 @@ def _rows() -> tuple[Row, ...]:
         Row("pgd-at", "PGD-AT", {"train_type": "pgd"}, extra=True),
     ]
     for kind in BASELINES:
-        rows.append(Row(kind.lower(), _TITLES[kind], {"train_type": kind}, extra=True))
+        settings = {"train_type": kind, **DRAWN_ALIKE.get(kind, {})}
+        rows.append(Row(kind.lower(), _TITLES[kind], settings, extra=True))
     plain = {"train_type": "BAT", "uniform_term": False}
     rows.append(Row("bat-plain", "BAT without uniform term", plain, extra=True))
     rows.append(Row("dfr", "DFR after ERM", {"train_type": "erm", "is_combine": True}, extra=True))
     for kind in WITH_OFFICIAL_FORM:
-        settings = {"train_type": kind, "official": True}
+        settings = {"train_type": kind, "official": True, **DRAWN_ALIKE.get(kind, {})}
         rows.append(Row(f"{kind.lower()}-official", f"{_TITLES[kind]}, official", settings, extra=True))
     for name, title, change in _CHANGES:
         rows.append(Row(f"gdro-at-{name}", f"GDRO-AT, {title}", {**CORRECTED, **change}, extra=True))
@@ -105,6 +108,8 @@ def _rows() -> tuple[Row, ...]:
 
 PAIRS = (
     ("group-dro", "erm"),
+    ("erm-balanced", "erm"),
+    ("group-dro", "erm-balanced"),
     ("trades-balanced", "trades"),
     ("gdro-at", "trades-balanced"),
     ("gdro-at-sum", "trades-balanced-24"),
@@ -112,7 +117,7 @@ PAIRS = (
     ("gdro-at", "gdro-at-official"),
     ("gdro-at-sum", "gdro-at-official"),
 )
-"""What is compared: Group-DRO's gain, balance's, the control at equal beta, corrected against official weights."""
+"""What is compared: Group-DRO's gain, balance's and the weights' share of it, the control at equal beta, both weights."""
 
 _NETWORK = (
     *("dataset", "shift_type", "target_name", "confounder_names", "root_dir", "metadata"),

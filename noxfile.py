@@ -107,12 +107,12 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests but the slow ones; with arguments: pytest with just these (``-- packages -m slow``)."""
+    """Run all tests but the slow ones; with arguments: pytest with just these (``-- -m slow``)."""
     environment(session, "dev")
     if session.posargs:
         python(session, "-m", "pytest", *session.posargs)
         return
-    python(session, "-m", "pytest", "packages", "-q", "-m", "not slow", *SPREAD, env=ONE_THREAD)
+    python(session, "-m", "pytest", "-q", "-m", "not slow", *SPREAD, env=ONE_THREAD)
 
 
 @nox.session
@@ -121,7 +121,7 @@ def coverage(session: nox.Session) -> None:
     environment(session, "dev")
     sources = (f"--cov={path.name}" for package in PACKAGES for path in (package / "src").iterdir())
     measured = (*sources, "--cov-report=term:skip-covered", "--cov-fail-under=90")
-    python(session, "-m", "pytest", "packages", "-q", *SPREAD, *measured, env=ONE_THREAD)
+    python(session, "-m", "pytest", "-q", *SPREAD, *measured, env=ONE_THREAD)
 
 
 @nox.session

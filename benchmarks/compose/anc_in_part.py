@@ -24,7 +24,8 @@ from robust_core.config import RunConfig
 from robust_core.data import dataset_info
 from robust_core.evaluation import protocol
 from robust_core.losses import trades_terms
-from robust_core.session import Plan, Session, execute
+from robust_core.plan import Plan, Session
+from robust_core.session import execute
 from robust_core.training import Phase, Rate, StepContext, StepResult
 from robust_core.training.methods import InnerAttack
 

@@ -1,7 +1,7 @@
-"""The group weights of GDRO-AT, corrected and official, as pure functions of numpy arrays ``(..., K)``.
+"""The rules of GDRO-AT's group weights, corrected and official, for numpy arrays ``(..., K)``.
 
-They mirror ``gdro_at.weights``. Every rule is one pattern, :func:`step_weights`: multiply, clip, multiply once more,
-bring back to sum 1; :class:`WeightRule` says which parts of it a rule uses.
+They mirror ``gdro_at.weights``. Every rule is one pattern: multiply, clip, multiply once more, bring back to sum 1;
+:class:`WeightRule` says which parts of it a rule uses; ``benchmarks.convex.descent.ColumnWeights`` takes the steps.
 """
 
 from __future__ import annotations
@@ -12,15 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CORRECTED",
-    "RULES",
-    "Bounds",
-    "WeightRule",
-    "normalised",
-    "projected",
-    "step_weights",
-]
+__all__ = ["CORRECTED", "RULES", "Bounds", "WeightRule", "projected"]
 
 Array = NDArray[Any]
 
@@ -36,12 +28,6 @@ class Bounds:
     def around_uniform(cls, groups: int, kappa: float) -> Bounds:
         """Return ``(1 - kappa)/K`` and ``(1 + kappa)/K``."""
         return cls((1 - kappa) / groups, (1 + kappa) / groups)
-
-
-def normalised(weights: Array) -> Array:
-    """Return weights that sum to 1."""
-    total: Array = weights.sum(-1, keepdims=True)
-    return weights / total
 
 
 def projected(weights: Array, bounds: Bounds) -> Array:
@@ -63,21 +49,6 @@ def projected(weights: Array, bounds: Bounds) -> Array:
     return found
 
 
-def step_weights(
-    weights: Array, before: Array | float, after: Array | float, clip: Bounds | None, bounds: Bounds | None
-) -> Array:
-    """Return ``P(clip(w exp(before)) exp(after))``, the pattern of all rules.
-
-    ``clip`` bounds each weight where it stands, without regard to the sum; P is the projection on ``bounds``, or
-    division by the sum without them.
-    """
-    moved = weights * np.exp(before)
-    if clip is not None:
-        moved = np.clip(moved, clip.low, clip.high)
-    moved = moved * np.exp(after)
-    return normalised(moved) if bounds is None else projected(moved, bounds)
-
-
 @dataclass(frozen=True)
 class WeightRule:
     """One rule for q (natural) and p (adversarial); the defaults are the corrected rule.
@@ -97,27 +68,6 @@ class WeightRule:
     def factor(self, groups: int) -> float:
         """Return c."""
         return float(groups) if self.scale == "K" else float(self.scale)
-
-    def natural(self, q: Array, losses: Array, means: Array, eta: float, bounds: Bounds | None) -> Array:
-        """Return the next q; without ``bounds`` there is nothing to clip or project on."""
-        clip, limit = self._limits(bounds)
-        before = eta * (losses + means) if self.times == 3 else 0.0
-        return step_weights(q, before, eta * losses, clip, limit)
-
-    def adversarial(self, p: Array, q: Array, losses: Array, eta: float, bounds: Bounds | None) -> Array:
-        """Return the next p, given the next q."""
-        if self.p == "uniform":
-            return np.full_like(p, 1 / p.shape[-1])
-        if self.p == "q":
-            return q
-        clip, limit = self._limits(bounds)
-        return step_weights(p, self.sign * eta * losses, 0.0, clip, limit)
-
-    def _limits(self, bounds: Bounds | None) -> tuple[Bounds | None, Bounds | None]:
-        return (
-            bounds if self.limits == "clip" else None,
-            bounds if self.limits == "project" else None,
-        )
 
 
 CORRECTED = WeightRule("corrected")

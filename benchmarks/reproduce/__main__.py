@@ -14,8 +14,8 @@ from benchmarks.reproduce.engine import Reproduction
 from benchmarks.reproduce.group_tables import write_group_tables
 from benchmarks.reproduce.papers import PAPERS, tables_of
 from benchmarks.reproduce.rows import Paper, Row
+from benchmarks.reproduce.schedule import Stage, carry_out_all
 from benchmarks.reproduce.tables import write_tables
-from benchmarks.reproduce.tasks import Stage, carry_out_all
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.errors import UserError, unknown_name
 

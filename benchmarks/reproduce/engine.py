@@ -6,15 +6,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from benchmarks.reproduce.results import Entry, ResultFile
 from benchmarks.reproduce.rows import Paper, Row
-from benchmarks.reproduce.tasks import Inquiry, Stage, Task, settings_of
-from robust_core.config import RunConfig
+from benchmarks.reproduce.schedule import Stage
+from benchmarks.reproduce.tasks import Inquiry, Task, settings_of
+from robust_core.config import RunConfig, flag_of
 from robust_core.data import steps_per_epoch
 from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation
@@ -29,6 +31,9 @@ SHARED = (
     *("selection", "log_interval", "checkpoint_every"),
 )
 """Settings that decide a run's beginning together with its phases' keys."""
+
+_Origin: TypeAlias = tuple[str, int, dict[str, Any]]
+"""Row, seed and settings of a run."""
 
 
 @dataclass
@@ -75,7 +80,7 @@ class Reproduction:
             UserError: naming the flag and a row.
         """
         for name in self.given:
-            flag = "--" + name.replace("_", "-")
+            flag = flag_of(name)
             if row := self.paper.row_told_by(name):
                 raise UserError(
                     f"{flag} is what row '{row.name}' sets itself, so that other rows would be trained under a wrong "
@@ -95,26 +100,26 @@ class Reproduction:
     def _training(self, rows: list[Row], seeds: tuple[int, ...]) -> Stage:
         """Return the training of what is not finished; each result is saved at once."""
         tasks: list[Task] = []
-        trained: dict[Path, tuple[str, int, Any]] = {}
+        trained: dict[Path, _Origin] = {}
         for seed in seeds:
             pending = {}
             for row in self._of_seed(rows, seed):
                 config = self.configure(row, seed)
-                if not self.force and self.results.has(row.name, seed, settings_of(config.to_dict())):
+                settings = settings_of(config.to_dict())
+                if not self.force and self.results.has(row.name, seed, settings):
                     self.say(f"{row.title}, seed {seed}: finished before, not run again (--force does)")
                 else:
                     pending[row.name] = config
-                    trained[Path(config.run_dir)] = (row.name, seed, config)
+                    trained[Path(config.run_dir)] = (row.name, seed, settings)
             tasks += self._tasks({row.name: row for row in rows}, pending)
 
-        def keep(path: Path) -> None:
-            if path in trained:
-                name, seed, config = trained[path]
-                run = RunDirectory.open(path)
-                entry = Entry.of_run(name, seed, settings_of(config.to_dict()), run, self.paper.protocol)
-                self.results.add(entry)
+        return Stage(tasks, partial(self._keep, trained))
 
-        return Stage(tasks, keep)
+    def _keep(self, origins: Mapping[Path, _Origin], path: Path) -> None:
+        """Save the result of the run at ``path``, unless that is a shared beginning, which has none."""
+        if path in origins:
+            run = RunDirectory.open(path)
+            self.results.add(Entry.of_run(*origins[path], run, self.paper.protocol))
 
     def _tasks(self, rows: Mapping[str, Row], configs: Mapping[str, Any]) -> list[Task]:
         """Return what one seed's rows share, each once and before them, and the rows."""
@@ -142,7 +147,7 @@ class Reproduction:
         """Return attacks on the trained runs that know their defence; what was examined before is left as it is."""
         runs = self.finished(seeds)
         wanted = {(row.name, seed): row.title for seed in seeds for row in self._of_seed(rows, seed)}
-        inquiries: dict[Path, tuple[str, int]] = {}
+        inquiries: dict[Path, _Origin] = {}
         work = []
         for (name, seed), title in wanted.items():
             entry = self.results.find(name, seed)
@@ -160,16 +165,9 @@ class Reproduction:
             threads = int(self.given.get("threads", 0)) or torch.get_num_threads()
             label = f"{title}, seed {seed}"
             work.append(Inquiry(self.paper.name, label, path, tuple(sources.items()), self.scale, threads))
-            inquiries[path] = (name, seed)
+            inquiries[path] = (name, seed, entry.settings)
 
-        def keep(path: Path) -> None:
-            name, seed = inquiries[path]
-            before = self.results.find(name, seed)
-            assert before is not None
-            run = RunDirectory.open(path)
-            self.results.add(Entry.of_run(name, seed, before.settings, run, self.paper.protocol))
-
-        return Stage(work, keep)
+        return Stage(work, partial(self._keep, inquiries))
 
     def finished(self, seeds: tuple[int, ...]) -> dict[tuple[str, int], Path]:
         """Return the runs with the present settings that lie finished on disk, by row and seed.
@@ -179,7 +177,7 @@ class Reproduction:
         found = {}
         for seed in sorted({*self.paper.seeds[self.scale], *seeds}):
             for row in self._of_seed(self.paper.at(self.scale), seed):
-                path = self.folder / f"{row.name}-seed{seed}"
+                path = self._place(row, seed)
                 if not (path / "finished.json").exists():
                     continue
                 wanted = json.loads(json.dumps(self._resolved(row, seed)[0].to_dict()))
@@ -206,8 +204,11 @@ class Reproduction:
 
     def _resolved(self, row: Row, seed: int) -> tuple[Any, list[str]]:
         values = {**self.given, **row.settings, "scale": self.scale, "seed": seed}
-        values["run_dir"] = str(self.folder / f"{row.name}-seed{seed}")
+        values["run_dir"] = str(self._place(row, seed))
         return self.paper.resolve(values)
+
+    def _place(self, row: Row, seed: int) -> Path:
+        return self.folder / f"{row.name}-seed{seed}"
 
     def _epoch_steps(self, config: RunConfig) -> int:
         """Return the steps of one epoch, which the lengths of phases depend on."""

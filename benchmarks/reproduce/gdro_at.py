@@ -117,7 +117,7 @@ PAIRS = (
     ("gdro-at", "gdro-at-official"),
     ("gdro-at-sum", "gdro-at-official"),
 )
-"""What is compared: Group-DRO's gain, balance's and the weights' share of it, the control at equal beta, both weights."""
+"""What is compared: Group-DRO's gain, the parts of balance and weights in it, control at equal beta, both weights."""
 
 _NETWORK = (
     *("dataset", "shift_type", "target_name", "confounder_names", "root_dir", "metadata"),

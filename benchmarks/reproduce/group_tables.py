@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from benchmarks.reproduce.costs import cost_table
 from benchmarks.reproduce.group_figure import Dot, group_figure
 from benchmarks.reproduce.page import p_cell, saved_picture, write_page
-from benchmarks.reproduce.results import Entry, ResultFile, unpacked
+from benchmarks.reproduce.results import Entry, ResultFile, left_out_note, unpacked
 from benchmarks.reproduce.rows import Paper, Row
 from benchmarks.reproduce.tables import run_notes
 from robust_core.evaluation import (
@@ -21,24 +20,23 @@ from robust_core.evaluation import (
     enough_images,
     holm,
     paired_difference,
+    paired_worst,
     t_interval,
+    t_test,
     wilson,
+    worst_group,
 )
 from robust_core.evaluation.intervals import MIN_IMAGES, Interval
-from robust_core.randomness import derived_seed
 from robust_core.reporting import (
     Notice,
     Picture,
     Pictures,
     Section,
     Table,
-    share_cell,
+    interval_cell,
 )
 
-__all__ = ["group_difference_table", "group_table", "groups_of", "paired_worst", "write_group_tables"]
-
-Bools = NDArray[np.bool_]
-DRAWS = 10_000
+__all__ = ["group_difference_table", "group_table", "groups_of", "write_group_tables"]
 
 
 class Measure(NamedTuple):
@@ -80,13 +78,7 @@ def groups_of(entry: Entry) -> NDArray[np.int64]:
 
 def _value(entry: Entry, measure: Measure) -> float:
     bits = unpacked(entry.record[measure.column], entry.images)
-    return _worst(bits, groups_of(entry)) if measure.worst else float(bits.mean())
-
-
-def _worst(bits: Bools, groups: NDArray[np.int64]) -> float:
-    counts = np.bincount(groups)
-    right = np.bincount(groups, weights=bits)
-    return float((right[counts > 0] / counts[counts > 0]).min())
+    return worst_group(bits, groups_of(entry)) if measure.worst else float(bits.mean())
 
 
 def _interval(entries: Sequence[Entry], measure: Measure) -> Interval:
@@ -101,15 +93,11 @@ def _interval(entries: Sequence[Entry], measure: Measure) -> Interval:
     )
 
 
-def _cell(interval: Interval) -> str:
-    return share_cell(interval.estimate, (interval.low, interval.high))
-
-
 def _weighted(entries: Sequence[Entry], kind: str) -> str:
     values = [value for entry in entries if (value := entry.weighted.get(kind)) is not None]
     if not values:
         return "–"
-    return _cell(t_interval(values)) if len(values) > 1 else f"{100 * values[0]:.1f}"
+    return interval_cell(t_interval(values)) if len(values) > 1 else f"{100 * values[0]:.1f}"
 
 
 def group_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table:
@@ -122,7 +110,7 @@ def group_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table
         entries = results.of_row(row.name)
         if not entries:
             continue
-        cells = [_cell(_interval(entries, measure)) for measure in chosen]
+        cells = [interval_cell(_interval(entries, measure)) for measure in chosen]
         cells += [_weighted(entries, kind) for kind in ("natural", "robust")]
         seeds = " ".join(str(entry.seed) for entry in entries)
         lines.append((row.title, *cells, seeds, f"{np.mean([e.train_seconds for e in entries]):.0f} s"))
@@ -146,28 +134,6 @@ def _notes(paper: Paper, results: ResultFile) -> tuple[str, ...]:
     return (reading, setting, *told, *others)
 
 
-def paired_worst(
-    first: Bools, second: Bools, groups: NDArray[np.int64], *, draws: int = DRAWS, seed: int = 0
-) -> Interval:
-    """Return the worst group's accuracy of ``first`` minus that of ``second`` on the same images, one seed each.
-
-    All ``(N,)``. The interval is a bootstrap over images within groups that keeps both methods' answers to an image
-    together, reflected as in ``bootstrap_minimum``; half an image in each cell (Agresti and Min 2005) keeps its width.
-    """
-    rng = np.random.default_rng(derived_seed(seed, "bootstrap-paired-worst"))
-    lowest = np.ones((2, draws))
-    for group in np.unique(groups):
-        a, b = first[groups == group], second[groups == group]
-        cells = np.array([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()]) + 0.5
-        drawn = rng.multinomial(a.size, cells / cells.sum(), size=draws) / a.size
-        lowest = np.minimum(lowest, np.stack([drawn[:, 0] + drawn[:, 1], drawn[:, 0] + drawn[:, 2]]))
-    estimate = _worst(first, groups) - _worst(second, groups)
-    low, high = np.quantile(lowest[0] - lowest[1], [0.025, 0.975])
-    return Interval(
-        estimate, min(estimate, 2 * estimate - float(high)), max(estimate, 2 * estimate - float(low))
-    )
-
-
 def _difference(pairs: Sequence[tuple[Entry, Entry]], measure: Measure) -> Difference:
     """Return the first methods' accuracy minus the second ones', paired by seed and image."""
     mine, theirs = (
@@ -182,23 +148,8 @@ def _difference(pairs: Sequence[tuple[Entry, Entry]], measure: Measure) -> Diffe
     enough = enough_images([int(count) for count in np.bincount(groups)])
     if len(pairs) == 1:
         return Difference(paired_worst(mine[0], theirs[0], groups), None, "images", enough)
-    values = [_worst(a, groups) - _worst(b, groups) for a, b in zip(mine, theirs, strict=True)]
-    return Difference(t_interval(values), _t_test(values) if enough else None, "seeds", enough)
-
-
-def _t_test(values: Sequence[float]) -> float:
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    mean = float(np.mean(values))
-    if error <= 1e-12:
-        return 1.0 if abs(mean) <= 1e-12 else 0.0
-    return float(2 * special.stdtr(len(values) - 1, -abs(mean) / error))
-
-
-def _paired(results: ResultFile, first: str, second: str) -> list[tuple[Entry, Entry]]:
-    """Return both rows' results by seed; only those on the same images and groups can be paired."""
-    others = {entry.seed: entry for entry in results.of_row(second)}
-    found = [(entry, others[entry.seed]) for entry in results.of_row(first) if entry.seed in others]
-    return [(a, b) for a, b in found if a.data["test"] == b.data["test"] and a.images == b.images]
+    values = [worst_group(a, groups) - worst_group(b, groups) for a, b in zip(mine, theirs, strict=True)]
+    return Difference(t_interval(values), t_test(values) if enough else None, "seeds", enough)
 
 
 def group_difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table | None:
@@ -206,12 +157,16 @@ def group_difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row
     titles = {row.name: row.title for row in rows}
     chosen = [measure for measure in measures(paper) if measure.column != paper.columns[0][0]]
     found: list[tuple[str, list[Difference], int]] = []
+    left_out: dict[str, list[int]] = {}
     for first, second in paper.pairs:
-        pairs = _paired(results, first, second)
-        if pairs and first in titles and second in titles:
-            title = f"{titles[first]} minus {titles[second]}"
+        if first not in titles or second not in titles:
+            continue
+        title = f"{titles[first]} minus {titles[second]}"
+        pairs, left_out[title] = results.paired(first, second)
+        if pairs:
             found.append((title, [_difference(pairs, measure) for measure in chosen], len(pairs)))
-    if not found:
+    notes = (*_difference_notes(found), *left_out_note(left_out))
+    if not notes:
         return None
     tested = [d.p_value for _, differences, _ in found for d in differences if d.p_value is not None]
     adjusted = iter(holm(tested))
@@ -224,10 +179,12 @@ def group_difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row
             cells.append("–" if difference.p_value is None else p_cell(next(adjusted)))
         lines.append((title, *cells, str(seeds)))
     heads = ("difference", *(part for measure in chosen for part in (measure.heading, "p (Holm)")), "seeds")
-    return Table(heads, tuple(lines), title="Paired differences", notes=_difference_notes(found))
+    return Table(heads, tuple(lines), title="Paired differences", notes=notes)
 
 
 def _difference_notes(found: Sequence[tuple[str, Sequence[Difference], int]]) -> tuple[str, ...]:
+    if not found:
+        return ()
     over = {difference.over for _, differences, _ in found for difference in differences}
     notes = [
         "Points, on the same seeds and test images; 95% intervals, one by one; p over all cells together (Holm)."
@@ -260,7 +217,11 @@ def per_group_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> T
     for row in rows:
         entries = results.of_row(row.name)
         if entries:
-            cells = [_cell(_of_group(entries, column, g)) for column, _ in kinds for g in range(len(counts))]
+            cells = [
+                interval_cell(_of_group(entries, column, g))
+                for column, _ in kinds
+                for g in range(len(counts))
+            ]
             lines.append((row.title, *cells))
     heads = ("method", *(f"{head}, {name}" for _, head in kinds for name in names))
     note = "Percent; mean and 95% t interval over seeds, or Wilson's over images with one seed."

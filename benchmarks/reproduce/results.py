@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from robust_core.reporting import ADAPTIVE
 from robust_core.storage import write_json
 from robust_core.training import RunDirectory
 
-__all__ = ["Entry", "ResultFile", "packed", "unpacked"]
+__all__ = ["Entry", "ResultFile", "left_out_note", "packed", "unpacked"]
 
 
 def packed(bits: NDArray[np.bool_]) -> str:
@@ -223,3 +223,17 @@ class ResultFile:
     def of_row(self, row: str) -> list[Entry]:
         """Return the entries of a row, by seed."""
         return [entry for entry in self.entries if entry.row == row]
+
+    def paired(self, first: str, second: str) -> tuple[list[tuple[Entry, Entry]], list[int]]:
+        """Return the results of two rows by seed, and the seeds left out because their test images are not the same."""
+        others = {entry.seed: entry for entry in self.of_row(second)}
+        found = [(entry, others[entry.seed]) for entry in self.of_row(first) if entry.seed in others]
+        pairs = [(a, b) for a, b in found if (a.data["test"], a.images) == (b.data["test"], b.images)]
+        kept = {entry.seed for entry, _ in pairs}
+        return pairs, [entry.seed for entry, _ in found if entry.seed not in kept]
+
+
+def left_out_note(seeds: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Return a note on the seeds that :meth:`ResultFile.paired` left out, by what they would have been called."""
+    told = "; ".join(f"{title}, seed {seed}" for title, left in seeds.items() for seed in left)
+    return (f"Left out: {told}: other test images.",) if told else ()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_core.config import RunConfig
-from robust_core.session import Plan
+from robust_core.plan import Plan
 
 __all__ = ["Paper", "Row"]
 

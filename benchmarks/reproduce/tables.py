@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.reproduce.costs import cost_table
 from benchmarks.reproduce.page import p_cell, saved_picture, write_page
-from benchmarks.reproduce.results import Entry, ResultFile
+from benchmarks.reproduce.results import Entry, ResultFile, left_out_note
 from benchmarks.reproduce.rows import Paper, Row
 from robust_core.evaluation import holm, paired_difference, t_interval, wilson
 from robust_core.evaluation.intervals import MIN_IMAGES, Interval
@@ -22,7 +22,7 @@ from robust_core.reporting import (
     Section,
     Table,
     comparison_figure,
-    share_cell,
+    interval_cell,
     strength_figure,
 )
 
@@ -44,7 +44,7 @@ def interval_of(entries: Sequence[Entry], column: str) -> Interval | None:
 
 
 def _cell(interval: Interval | None) -> str:
-    return "not run" if interval is None else share_cell(interval.estimate, (interval.low, interval.high))
+    return "not run" if interval is None else interval_cell(interval)
 
 
 def _published(row: Row, column: str) -> str:
@@ -198,16 +198,19 @@ def honesty_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Tab
 
 def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> Table | None:
     """Return each method minus the reference, paired by seed and image; None with fewer than two methods."""
-    reference = {entry.seed: entry for entry in results.of_row(paper.reference)}
+    reference = results.of_row(paper.reference)
     compared = [name for name, _ in paper.columns if name in (paper.compared or (paper.columns[0][0],))]
-    compared = ["natural", *(name for name in compared if all(name in e.record for e in reference.values()))]
+    compared = ["natural", *(name for name in compared if all(name in e.record for e in reference))]
     lines: list[list[str]] = []
     p_values: list[float] = []
     over: set[str] = set()
     claimable = True
+    left_out: dict[str, list[int]] = {}
     for row in rows:
-        pairs = [(e, reference[e.seed]) for e in results.of_row(row.name) if e.seed in reference]
-        if row.name in (paper.reference, "natural") or not pairs:
+        if row.name in (paper.reference, "natural"):
+            continue
+        pairs, left_out[row.title] = results.paired(row.name, paper.reference)
+        if not pairs:
             continue
         cells = []
         for name in compared:
@@ -223,7 +226,7 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
             over.add(found.over)
             claimable &= found.claimable
         lines.append([row.title, *cells, str(len(pairs))])
-    if not lines:
+    if not lines and not any(left_out.values()):
         return None
     adjusted = iter(p_cell(p) if claimable else "–" for p in holm(p_values))
     filled = []
@@ -237,15 +240,19 @@ def difference_table(paper: Paper, results: ResultFile, rows: Sequence[Row]) -> 
         "seeds": "seeds (t) where there are several",
         "images": "images (bootstrap; McNemar's test) where there is one seed, and for that seed only",
     }
-    notes = [
-        f"Points against {title}, paired by seed and image; 95% intervals over "
-        f"{' and over '.join(kinds[kind] for kind in sorted(over, reverse=True))}; p adjusted together."
-    ]
+    notes = []
+    if lines:
+        notes.append(
+            f"Points against {title}, paired by seed and image; 95% intervals over "
+            f"{' and over '.join(kinds[kind] for kind in sorted(over, reverse=True))}; p adjusted together."
+        )
     if not claimable:
         notes.append(
             f"Fewer than {MIN_IMAGES} images: nothing is claimed of these differences, and no p is given."
         )
-    return Table(heads, tuple(filled), title=f"Difference to {title}", notes=tuple(notes))
+    return Table(
+        heads, tuple(filled), title=f"Difference to {title}", notes=(*notes, *left_out_note(left_out))
+    )
 
 
 def _figure_rows(results: ResultFile, rows: Sequence[Row], column: str) -> list[MethodResult]:

@@ -74,9 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe_machine(device)
     say(f"{machine['processor']}, {machine['threads']} threads, torch {machine['software']['torch']}")
     say(bf16_note(device))
-    say(
-        f"plan: {', '.join(options.only)}; {settings['seconds']:.0f} s of rounds, a side 3 times or more (slow: 2)"
-    )
+    times = "2 times or more" if options.quick else "3 times or more (slow: 2)"
+    say(f"plan: {', '.join(options.only)}; {settings['seconds']:.0f} s of rounds, a side {times}")
     setting = make_setting(device=device, **settings)
     rows: list[Row] = []
     for part in options.only:

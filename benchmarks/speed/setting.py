@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from robust_core.data import ImageSet, load_dataset
 from robust_core.models import FrozenView, Network, build_model
-from robust_core.training.machine import bf16_units
+from robust_core.training.machine import bf16_units, cpu_flags
 
-__all__ = ["EPS", "LOW_EPS", "STEP_SIZE", "Setting", "bf16_note", "cpu_flags", "make_setting", "say"]
+__all__ = ["EPS", "LOW_EPS", "STEP_SIZE", "Setting", "bf16_note", "make_setting", "say"]
 
 EPS, LOW_EPS, STEP_SIZE = 8 / 255, 7 / 255, 2 / 255
 
@@ -44,14 +43,6 @@ class Setting:
 def say(line: str) -> None:
     """Print one line at once."""
     print(line, flush=True)
-
-
-def cpu_flags() -> list[str]:
-    """Return the flags of the processor, none where the system does not tell."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    line = next((row for row in text.splitlines() if row.startswith(("flags", "Features"))), "")
-    return line.partition(":")[2].split()
 
 
 def bf16_note(device: torch.device) -> str:

@@ -129,7 +129,7 @@ def test_every_member_runs_on_networks_with_and_without_attention(kind, images):
     data = _labelled(model, images)
     other = build_network("resnet10-s2", 10, seed=2).eval()
     protocol = adaptive_protocol(
-        blocks_of(model), 10, budget=replace(TINY, targets=2), sources={"other": other}, autoattack=False
+        blocks_of(model), 10, effort=replace(TINY, targets=2), sources={"other": other}, autoattack=False
     )
     runners = adaptive_runners(images, {"other": other})
     found = evaluate(model, data, protocol, runners=runners)
@@ -141,7 +141,7 @@ def test_every_member_runs_on_networks_with_and_without_attention(kind, images):
 def test_fixed_choices_hold_the_weights_of_one_class(network, images):
     """The member that fixes the choice attacks what the network says when it is told that class."""
     data = _labelled(network, images)
-    protocol = adaptive_protocol(2, 10, eps=1e-4, budget=replace(TINY, targets=0))
+    protocol = adaptive_protocol(2, 10, eps=1e-4, effort=replace(TINY, targets=0))
     member = next(m for m in protocol.members if m.kind == "fixed-choice")
     asked = []
     call_of = FrozenView.call
@@ -163,7 +163,7 @@ def test_fixed_choices_hold_the_weights_of_one_class(network, images):
 
 def test_targets_bound_the_classes_of_each_image(network, images):
     data = _labelled(network, images)
-    protocol = adaptive_protocol(2, 10, eps=1e-4, budget=replace(TINY, targets=2))
+    protocol = adaptive_protocol(2, 10, eps=1e-4, effort=replace(TINY, targets=2))
     member = next(m for m in protocol.members if m.kind == "same-class")
     few = evaluate(network, data, Protocol("p", (member,)), runners=adaptive_runners()).runs[member.name]
     every = replace(member, settings={**member.settings, "targets": 9})
@@ -179,6 +179,9 @@ def test_the_worst_case_is_at_most_each_member(network, images, tmp_path):
     assert all(
         (worst <= (kept | ~found.cascade.attacked[name])).all() for name, kept in found.cascade.robust.items()
     )
+    kinds = {member.kind for member in found.float64.protocol.members}
+    assert "outputs" in kinds
+    assert not kinds & {"square", "square-outputs", "rays"}
     assert [check.name for check in checks][-1] == "adaptive against standard"
     files = {path.name for path in (tmp_path / "adaptive").iterdir()}
     assert {

@@ -75,6 +75,15 @@ def test_a_run_gives_what_it_selected(tmp_path):
     assert (by_file.folder, by_file.settings["data"]) == (run, "shapes")
 
 
+def test_a_run_of_another_package_gives_what_it_selected_too(tmp_path):
+    # GDRO-AT's third word for the best network
+    run = write_run(tmp_path / "run", selection="official", attention="none")
+    torch.save(state(2, "none"), run / "best.pt")
+    CheckpointStore(run / "checkpoints").save({"step": 3, "model": state(3, "none"), "average": None}, 3)
+    assert find_weights(str(run), **PLACE)[0] == run / "best.pt"
+    assert SAID[-1] == f"weights: {run / 'best.pt'} (--selection official)"
+
+
 def test_the_runs_settings_decide_and_nothing_needs_to_be_said(tmp_path):
     run = write_run(
         tmp_path / "run",
@@ -106,10 +115,10 @@ def test_the_runs_settings_decide_and_nothing_needs_to_be_said(tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"model": "resnet18"}, "--model resnet18 contradicts the run, whose config.json has resnet8-s2"),
-        ({"data": "cifar100"}, "--dataset cifar100 contradicts the run, whose config.json has shapes"),
-        ({"attention": "none"}, "--attention none contradicts the run, whose config.json has reverse"),
-        ({"normalize": True}, "--normalize True contradicts the run, whose config.json has False"),
+        ({"model": "resnet18"}, "--model resnet18 contradicts the run in .* has resnet8-s2"),
+        ({"data": "cifar100"}, "--dataset cifar100 contradicts the run in .* has shapes"),
+        ({"attention": "none"}, "--attention none contradicts the run in .* has reverse"),
+        ({"normalize": True}, "--normalize True contradicts the run in .* has False"),
         ({"num_classes": 100}, "--num-classes 100 contradicts shapes, which has 10"),
     ],
 )

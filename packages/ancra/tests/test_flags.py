@@ -130,6 +130,41 @@ def test_what_names_a_baselines_directory_only_is_said(script, words):
     assert method_of(*words.split(), script=script).zeta == 0.0
 
 
+@pytest.mark.parametrize(
+    ("words", "last"),
+    [
+        ("--scale demo --strategy hard", 5),  # 360 steps of 75 an epoch
+        ("--scale smoke --strategy soft", 1),
+        ("--epochs 10 --strategy hard_adv", 10),
+        ("--scale demo --epochs 10 --strategy easy", 10),
+        ("--scale reduced --epochs 3 --strategy easy", 3),
+    ],
+)
+def test_a_strategy_that_the_run_ends_before_is_said(words, last):
+    (note,) = [note for note in settings(*words.split())[1] if "--strategy" in note]
+    assert note == (
+        f"warning: --strategy {words.split()[-1]} chooses at random here: soft, hard and easy begin with epoch 11, and "
+        f"the run ends in epoch {last}"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--scale demo",
+        "--scale demo --strategy random",
+        "--epochs 10 --strategy random_adv",
+        "--epochs 11 --strategy hard",
+        "--scale demo --main-steps 461 --strategy hard",
+        "--scale reduced --strategy hard",
+        "--data cifar100 --model resnet8-s2 --strategy soft_adv",
+    ],
+)
+def test_a_strategy_that_acts_is_not_warned_of(words):
+    assert not [note for note in settings(*words.split())[1] if "strategy" in note]
+
+
 def test_the_rate_falls_at_the_published_epochs_and_counts_from_the_restart(tmp_path):
     (phase,) = AncraPlan().phases(settings()[0], 10)
     assert phase.steps == 1200

@@ -13,7 +13,8 @@ from ancra.plan import AncraPlan, published_lines, write_newest
 from ancra.scripts import SCRIPTS, resolve
 from robust_core.attacks.autoattack import AutoAttackResult
 from robust_core.evaluation import Member, Protocol, evaluate
-from robust_core.session import Beginning, execute, resume
+from robust_core.plan import Beginning
+from robust_core.session import execute, resume
 from robust_core.training import RunDirectory
 
 SETTINGS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ancra.adaptive import Budget
+from ancra.adaptive import AttackEffort
 from ancra.config import AncraConfig
 from ancra.distances import DistanceConfig
 from ancra.histograms import HistogramConfig
@@ -60,13 +60,13 @@ def test_the_library_examples_run():
         "test": test,
         "train": test,
         "model": build_network("resnet8-s2", 10, seed=0),
-        "SHORT": Budget(1, 1, 1, 1, 1, 1),
+        "SHORT": AttackEffort(1, 1, 1, 1, 1, 1),
     }
     for example in EXAMPLES:
-        # the networks and budgets of the examples take minutes
+        # the networks and efforts of the examples take minutes
         short = example.replace('build_network("resnet18", 10)', 'build_network("resnet10-s2", 10).eval()')
         short = short.replace(
-            "blocks_of(model), num_classes=10)", "blocks_of(model), 10, budget=SHORT, autoattack=False)"
+            "blocks_of(model), num_classes=10)", "blocks_of(model), 10, effort=SHORT, autoattack=False)"
         )
         exec(compile(short, "README.md", "exec"), found)
     assert found["found"].worst_case().shape == (4,)  # type: ignore[attr-defined]

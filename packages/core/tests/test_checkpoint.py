@@ -31,11 +31,13 @@ def test_two_newest_are_kept_and_the_newest_is_loaded(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-00000002.pt", "step-00000003.pt"]
     assert store.latest()["step"] == 3
     assert store.latest_step() == 3
+    assert store.latest_path() == tmp_path / "step-00000003.pt"
 
 
 def test_no_checkpoint_is_none(tmp_path):
     assert CheckpointStore(tmp_path).latest() is None
     assert CheckpointStore(tmp_path).latest_step() == 0
+    assert CheckpointStore(tmp_path).latest_path() is None
 
 
 def test_a_file_that_the_manifest_does_not_name_is_no_checkpoint(tmp_path):
@@ -456,6 +458,17 @@ def test_finish_marks_the_run(tmp_path):
     run.finish({"accuracy": 0.5})
     assert run.is_finished
     assert json.loads((tmp_path / "finished.json").read_text()) == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize("selection", ["last", "best", "official", None])
+def test_a_run_gives_the_weights_that_it_chose(tmp_path, selection):
+    config = {} if selection is None else {"selection": selection}
+    run = RunDirectory.create(tmp_path, {"config": config})
+    assert run.chosen_weights() is None
+    newest = run.checkpoints.save(state(4), 4)
+    assert run.chosen_weights() == (newest if selection == "last" else None)
+    (tmp_path / "best.pt").touch()
+    assert run.chosen_weights() == (newest if selection == "last" else tmp_path / "best.pt")
 
 
 def test_a_checkpoint_belongs_to_the_run_above_it(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from robust_core.evaluation import (
     Check,
     Member,
     Protocol,
-    SanityBudget,
+    SanityEffort,
     evaluate,
     load_checks,
     sanity_table,
@@ -24,7 +24,7 @@ from robust_core.evaluation.members import RUNNERS
 from robust_core.evaluation.sanity import adaptive_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BUDGET = SanityBudget(
+EFFORT = SanityEffort(
     apgd_steps=25, more_steps=75, more_restarts=3, queries=120, corners=30, curve=(4 / 255, 8 / 255, 16 / 255)
 )
 LINES = (
@@ -42,7 +42,7 @@ LINES = (
 
 def _table(model, images=100, **options):
     found = sanity_table(
-        model.eval(), tiny_images(100), images=images, budget=options.pop("budget", BUDGET), **options
+        model.eval(), tiny_images(100), images=images, effort=options.pop("effort", EFFORT), **options
     )
     return {check.name: check for check in found}
 
@@ -120,8 +120,8 @@ def test_accuracy_under_attack_above_natural_accuracy_fails():
 
 def test_one_step_that_beats_many_fails():
     """The gradient's sign at the random start leads out, PGD's later ones lead back."""
-    budget = replace(BUDGET, step_size=0.0)
-    assert _table(tiny_trades(), images=60, budget=budget)["one step against many"].failed
+    effort = replace(EFFORT, step_size=0.0)
+    assert _table(tiny_trades(), images=60, effort=effort)["one step against many"].failed
 
 
 class _Wavy(torch.nn.Module):

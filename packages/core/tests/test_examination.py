@@ -74,6 +74,12 @@ def test_every_part_has_its_images(examined):
     assert (found.cascade.worst_case()[:20] <= found.alone.robust["apgd"]).all()
 
 
+def test_kinds_without_gradients_have_no_precision():
+    few = _examiner(without_gradients=("transfer",), sizes=replace(SIZES, alone=0, long=0)).examine(2)
+    assert [m.name for m in few.float64.protocol.members] == ["apgd"]
+    assert set(few.cascade.robust) == {"apgd", "other", "square"}
+
+
 def test_what_was_kept_is_taken_over(examined):
     found, folder = examined
     again = _examiner(folder, progress=_only_natural).examine(4)

@@ -14,8 +14,10 @@ from robust_core.evaluation import (
     enough_images,
     holm,
     paired_difference,
+    paired_worst,
     t_interval,
     wilson,
+    worst_group,
 )
 
 
@@ -95,6 +97,22 @@ def test_bootstrap_minimum_refuses_unequal_lengths_and_nothing():
         bootstrap_minimum([True, False], [0])
     with pytest.raises(UserError, match="No images"):
         bootstrap_minimum(np.zeros(0, dtype=bool), np.zeros(0, dtype=int))
+
+
+def test_paired_worst_of_equal_methods_is_nothing_and_else_the_difference_of_worst_groups():
+    rng = np.random.default_rng(0)
+    groups, right = rng.integers(0, 3, 600), rng.random(600) < 0.7
+    interval = paired_worst(right, right, groups)
+    assert interval.estimate == 0
+    assert -0.02 < interval.low <= 0 <= interval.high < 0.02
+    first, groups = _record([100, 0, 400, 200], [90, 0, 100, 150])
+    second, _ = _record([100, 0, 400, 200], [20, 0, 200, 150])
+    assert (worst_group(first, groups), worst_group(second, groups)) == (0.25, 0.2)
+    interval = paired_worst(first, second, groups)
+    assert interval.estimate == pytest.approx(0.05)
+    assert -0.1 < interval.low < 0.05 < interval.high < 0.2
+    with pytest.raises(UserError, match="one length"):
+        paired_worst(first, second[1:], groups)
 
 
 def test_paired_difference_of_one_seed_is_over_images():

@@ -25,7 +25,7 @@ from robust_core.training.memory import peak_memory_mib
     [({"amx_bf16", "avx2"}, True), ({"avx512_bf16"}, True), ({"avx512f"}, False), (set(), False)],
 )
 def test_precision_follows_the_processor(monkeypatch, flags, units):
-    monkeypatch.setattr(machine_module, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(machine_module, "cpu_flags", lambda: frozenset(flags))
     assert bf16_units("cpu") is units
     name, why = resolve_precision("auto", "cpu")
     assert name == ("bfloat16" if units else "float32")

@@ -8,7 +8,7 @@ from runs import Killed, StopAt, constant, image_set, same, small_model, trainin
 
 from robust_core.errors import UserError
 from robust_core.evaluation import evaluate, protocol
-from robust_core.training import Hooks, LoopSettings, Phase
+from robust_core.training import Hooks, LoopSettings, Method, Phase
 from robust_core.training.method import StepContext, StepResult, micro_batches
 from robust_core.training.methods import Adversarial, AtLoss, InnerAttack, MartLoss, Natural, TradesLoss
 
@@ -53,6 +53,23 @@ def test_resumed_equals_uninterrupted(tmp_path, name, precision):
     optimizers = [run.optimizer.state_dict()["state"] for run in (whole, resumed)]
     for key, state in optimizers[0].items():
         assert torch.equal(state["momentum_buffer"], optimizers[1][key]["momentum_buffer"])
+
+
+def test_a_method_needs_nothing_but_a_loss(tmp_path):
+    class Own(Method):
+        name = "own"
+
+        def loss(self, model, batch, context):
+            return Natural().loss(model, batch, context)
+
+    runs = [
+        training(tmp_path / m.name, lambda m=m: [Phase("main", m, 4, constant())]) for m in (Own(), Natural())
+    ]
+    for run in runs:
+        run.fit()
+    assert same(*map(weights_of, runs))
+    with pytest.raises(TypeError, match="loss"):
+        type("Lossless", (Method,), {})()
 
 
 def test_metrics_are_on_the_disk_before_a_checkpoint_is(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runs import Killed, StopAt, constant, same, training, weights_of
 
 from gdro_at.attacks import TrainingAttack
-from gdro_at.baselines import Cfa, Dafa, Fat, Wat
+from gdro_at.baselines import CFA, DAFA, FAT, WAT
 from gdro_at.baselines.base import EpochPlace, UniformAttack, global_loss, place_of
 from gdro_at.baselines.cfa import (
     Budgets,
@@ -46,11 +46,11 @@ from robust_core.training.method import StepContext, micro_batches
 EPS = 8 / 255
 ATTACK = TrainingAttack(EPS, steps=1)
 METHODS = {
-    "wat": lambda **more: Wat(attack=ATTACK, **more),
-    "wat-class": lambda **more: Wat(attack=ATTACK, over="class", **more),
-    "cfa": lambda **more: Cfa(attack=ATTACK, threshold=0.0, **more),
-    "dafa": lambda **more: Dafa(attack=ATTACK, **more),
-    "fat": lambda **more: Fat(attack=ATTACK, **more),
+    "wat": lambda **more: WAT(attack=ATTACK, **more),
+    "wat-class": lambda **more: WAT(attack=ATTACK, over="class", **more),
+    "cfa": lambda **more: CFA(attack=ATTACK, threshold=0.0, **more),
+    "dafa": lambda **more: DAFA(attack=ATTACK, **more),
+    "fat": lambda **more: FAT(attack=ATTACK, **more),
 }
 FORMS = pytest.mark.parametrize("official", [False, True], ids=["corrected", "official"])
 ONE_EPOCH = "ignore:CFA. budgets follow the epoch before"
@@ -243,9 +243,9 @@ def test_dafa_weights_follow_a_permutation_and_stay_positive(count, seed):
 
 def test_dafa_refuses_groups_and_large_lambdas(tmp_path):
     with pytest.raises(UserError, match="take --fair-over class"):
-        started(tmp_path / "groups", Dafa(attack=ATTACK, over="group"))
+        started(tmp_path / "groups", DAFA(attack=ATTACK, over="group"))
     with pytest.raises(UserError, match=r"lambda is 4\.0, expected 0 to below 4"):
-        started(tmp_path / "lam", Dafa(attack=ATTACK, lam=4.0))
+        started(tmp_path / "lam", DAFA(attack=ATTACK, lam=4.0))
 
 
 # -- FAT
@@ -316,10 +316,10 @@ def test_fat_errors_and_loss_by_hand():
 
 def test_fat_variants(tmp_path):
     with pytest.raises(UserError, match="reweigh"):
-        Fat(attack=ATTACK, variant="reweigh")
+        FAT(attack=ATTACK, variant="reweigh")
     moved = Multipliers(*torch.ones(3, 4))
-    assert not Fat(attack=ATTACK, variant="reweight")._of_variant(moved).margin.any()
-    remargin = Fat(attack=ATTACK, variant="remargin")._of_variant(moved)
+    assert not FAT(attack=ATTACK, variant="reweight")._of_variant(moved).margin.any()
+    remargin = FAT(attack=ATTACK, variant="remargin")._of_variant(moved)
     assert not remargin.natural.any()
     assert not remargin.boundary.any()
     assert remargin.margin.all()
@@ -384,11 +384,11 @@ def test_cfa_evaluates_its_average_only_in_the_corrected_form(tmp_path):
     told = [line for line in corrected.run.metrics() if "first_averaging_epoch" in line]
     assert [line["first_averaging_epoch"] for line in told] == [0.0]
 
-    published = run(tmp_path / "official", lambda: Cfa(attack=ATTACK, official=True))
+    published = run(tmp_path / "official", lambda: CFA(attack=ATTACK, official=True))
     published.phases[0].method._hold(copy.deepcopy(published.model))
     assert published.evaluated_model is published.model
 
-    never = run(tmp_path / "never", lambda: Cfa(attack=ATTACK, threshold=1.1), steps=3)
+    never = run(tmp_path / "never", lambda: CFA(attack=ATTACK, threshold=1.1), steps=3)
     never.fit()
     assert never.evaluated_model is never.model
 
@@ -408,7 +408,7 @@ def test_cfa_takes_up_its_average_from_a_state(tmp_path):
 
 
 def test_cfa_budgets_follow_the_last_epoch(tmp_path):
-    method = Cfa(attack=ATTACK)
+    method = CFA(attack=ATTACK)
     found, _, first = started(tmp_path, method)
     assert method.budgets.eps.tolist() == pytest.approx([EPS] * 4)
     method.counters = torch.tensor([[4.0, 0, 1, 0], [0, 0, 0, 0], [4, 4, 4, 0]], dtype=torch.float64)
@@ -416,7 +416,7 @@ def test_cfa_budgets_follow_the_last_epoch(tmp_path):
     assert method.budgets.eps.tolist() == pytest.approx([1.5 * EPS, 0.5 * EPS, 0.75 * EPS, EPS])
     assert figures["robust_training_accuracy_2"] == pytest.approx(0.25)
     assert not method.counters.any()
-    late = Cfa(attack=ATTACK, official=True)
+    late = CFA(attack=ATTACK, official=True)
     found, _, first = started(tmp_path / "official", late)
     late.counters = torch.ones(3, 4, dtype=torch.float64)
     for epoch, eps in ((5, EPS), (6, 1.5 * EPS)):
@@ -433,7 +433,7 @@ def test_dafa_weighs_after_its_warm_up_and_officially_never_trains(tmp_path):
     assert line["step"] == 4
     assert [line["weight_0"], line["weight_1"]] != [1.0, 1.0]
 
-    still = run(tmp_path / "official", lambda: Dafa(attack=ATTACK, official=True))
+    still = run(tmp_path / "official", lambda: DAFA(attack=ATTACK, official=True))
     before = weights_of(still)
     still.fit()
     after = weights_of(still)
@@ -444,8 +444,8 @@ def test_dafa_weighs_after_its_warm_up_and_officially_never_trains(tmp_path):
 
 def test_dafa_official_says_that_it_does_not_train(tmp_path):
     with pytest.warns(UserWarning, match="official form never takes a step"):
-        started(tmp_path, Dafa(attack=ATTACK, official=True))
-    scheduled = Dafa(attack=ATTACK, official=True, lower_rate=True)
+        started(tmp_path, DAFA(attack=ATTACK, official=True))
+    scheduled = DAFA(attack=ATTACK, official=True, lower_rate=True)
     scheduled.validated(1.0)
     assert scheduled.rate_factor == 0.0
 
@@ -487,7 +487,7 @@ def largest(found, method, batch, first):
 
 @FORMS
 def test_fat_bounds_the_perturbation_or_the_increment(tmp_path, official):
-    method = Fat(attack=TrainingAttack(EPS, steps=12), official=official)
+    method = FAT(attack=TrainingAttack(EPS, steps=12), official=official)
     found, batch, first = started(tmp_path, method)
     method.multipliers = Multipliers(torch.zeros(4), torch.zeros(4), torch.tensor([-0.2, 0.0, 0.2, 0.4]))
     reached = largest(found, method, batch, first)
@@ -500,7 +500,7 @@ def test_fat_bounds_the_perturbation_or_the_increment(tmp_path, official):
 
 
 def test_cfa_and_dafa_bound_each_image_by_its_unit(tmp_path):
-    cfa = Cfa(attack=TrainingAttack(EPS, steps=8))
+    cfa = CFA(attack=TrainingAttack(EPS, steps=8))
     found, batch, first = started(tmp_path / "cfa", cfa)
     cfa.budgets = cfa.budgets._replace(eps=EPS * torch.tensor([0.5, 0.8, 1.2, 1.5]))
     reached = largest(found, cfa, batch, first)
@@ -509,7 +509,7 @@ def test_cfa_and_dafa_bound_each_image_by_its_unit(tmp_path):
 
     weights = torch.tensor([0.5, 1.5])
     for steps, factor in ((1, 0.25), (12, 1.0)):  # the step, and the radius
-        dafa = Dafa(attack=TrainingAttack(EPS, steps=steps, objective="ce", noise=EPS / 320))
+        dafa = DAFA(attack=TrainingAttack(EPS, steps=steps, objective="ce", noise=EPS / 320))
         found, batch, first = started(tmp_path / f"dafa-{steps}", dafa)
         dafa.weights = weights
         assert torch.allclose(largest(found, dafa, batch, first), factor * weights[batch.labels], atol=0.02)
@@ -542,7 +542,7 @@ def test_fat_validates_in_the_given_pixels(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gdro_at.baselines.fat.UniformAttack", Watched)
-        started(tmp_path, Fat(attack=ATTACK, validation_clip=(0.3, 0.6)))
+        started(tmp_path, FAT(attack=ATTACK, validation_clip=(0.3, 0.6)))
     (found,) = seen
     assert 0.3 - 1e-6 <= float(found.min()) <= float(found.max()) <= 0.6 + 1e-6
 

@@ -216,7 +216,7 @@ EFFECTIVE = [
     ("--trades_new", "--robust --train_type trades", of_method("own_weights"), True, False),
     ("--hinge", "--train_type erm", of_method("hinge_loss"), True, False),
     ("--model resnet8-s2", "", of_config("model"), "resnet8-s2", "resnet50"),
-    ("--train_type CFA", "", lambda c: type(method(c)).__name__, "Cfa", "GroupWeighted"),
+    ("--train_type CFA", "", lambda c: type(method(c)).__name__, "CFA", "GroupWeighted"),
     ("--test_type AA", "", lambda c: test_attack(c).kind, "AA", "erm"),
     ("--n_epochs 7", "", lambda c: phases(c)[0].steps, 70, 40),
     ("--batch_size 64", "", of_config("batch_size"), 64, 32),

@@ -18,6 +18,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def draw_of(mask: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return torch.rand(mask.shape, generator=generator(seed))
+
+
 def mask_and_scores(rule: str, n: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     maps = torch.rand(n, 4, 4, generator=generator(seed))
     maps[0] = 0.0
@@ -32,7 +36,7 @@ def counts(mask: torch.Tensor) -> torch.Tensor:
 @given(st.sampled_from(MASK_RULES), st.sampled_from(MOVING), st.integers(0, 2**31))
 def test_each_image_and_channel_keeps_its_number_of_full_pixels(rule, control, seed):
     mask, scores = mask_and_scores(rule, seed=seed)
-    changed = controlled_mask(mask, scores, control, generator(seed))
+    changed = controlled_mask(mask, scores, control, draw=draw_of(mask, seed))
     assert changed.dtype == torch.bool
     assert changed.shape == mask.shape
     assert torch.equal(counts(changed), counts(mask))
@@ -56,23 +60,20 @@ def test_inverted_leaves_the_hot_pixels():
     assert not (inverted(mask, scores) & mask).any()
 
 
-def test_random_places_are_uniform_and_drawn_from_the_generator():
+def test_random_places_are_uniform_and_those_of_the_draw():
     mask = torch.zeros(4000, 1, 4, 4, dtype=torch.bool)
     mask[:, :, 0] = True
-    changed = controlled_mask(mask, mask.float(), "random", generator(1))
+    changed = controlled_mask(mask, mask.float(), "random", draw=draw_of(mask, 1))
     often = changed.float().mean(dim=0)
     assert torch.all((often - 0.25).abs() < 0.04)
-    assert torch.equal(changed, controlled_mask(mask, mask.float(), "random", generator(1)))
-    assert not torch.equal(changed, controlled_mask(mask, mask.float(), "random", generator(2)))
+    assert not torch.equal(changed, controlled_mask(mask, mask.float(), "random", draw=draw_of(mask, 2)))
 
 
-def test_random_places_may_be_given_as_numbers():
+def test_rows_of_a_global_draw_give_the_rows_of_the_global_masks():
     mask, scores = mask_and_scores("jet")
-    draw = torch.rand(mask.shape, generator=generator(3))
+    draw = draw_of(mask, 3)
     by_draw = controlled_mask(mask, scores, "random", draw=draw)
     assert torch.equal(by_draw, random_places(mask, draw))
-    assert torch.equal(by_draw, controlled_mask(mask, scores, "random", generator(3)))
-    # Rows of a global draw give the rows of the global masks.
     assert torch.equal(random_places(mask[2:4], draw[2:4]), by_draw[2:4])
 
 
@@ -104,7 +105,7 @@ def test_the_given_mask_stays_as_it_is():
     mask, scores = mask_and_scores("cam")
     before = mask.clone()
     for control in MASK_CONTROLS:
-        controlled_mask(mask, scores, control, generator())
+        controlled_mask(mask, scores, control, draw=draw_of(mask))
     assert torch.equal(mask, before)
 
 
@@ -112,7 +113,7 @@ def test_mistakes_are_refused():
     mask, scores = mask_and_scores("cam")
     with pytest.raises(UserError, match="did you mean 'shifted'"):
         controlled_mask(mask, scores, "shift")
-    with pytest.raises(UserError, match="give it a generator"):
+    with pytest.raises(UserError, match="give it a draw"):
         controlled_mask(mask, scores, "random")
     with pytest.raises(UserError, match="expected the mask's"):
         inverted(mask, scores[:2])

@@ -275,11 +275,6 @@ def test_the_svhn_note_names_what_holds():
     assert settings("--data", "SVHN", *every)[1] == []
 
 
-def test_svhn_is_not_augmented():
-    assert main_phase("--data", "SVHN").method.augment is False
-    assert main_phase().method.augment is True
-
-
 def test_pre_trained_budgets_are_read_by_batch_number(tmp_path, monkeypatch):
     budgets = [np.full((4, 3, 32, 32), value, dtype=np.float32) for value in (0.01, 0.02)]
     np.savez(tmp_path / "weighted_eps_list.npz", *budgets)

@@ -82,7 +82,6 @@ def test_controls_keep_the_density(view, refresh, control, rule):
     if refresh == "epoch":
         plain, controlled = method(rule=rule), method(rule=rule, control=control)
     for part in (plain, controlled):
-        part.augment = False
         part.begin_epoch(data, context(view))
     batch = next(iter(batches(data, batch_size=16, seed=1, epoch=0, augment=False)))
     before, after = (part.budget(batch, context(view))[0] for part in (plain, controlled))
@@ -136,8 +135,8 @@ def test_the_adversarial_images_stay_within_the_budget(view):
 def test_masks_do_not_depend_on_who_computes_them(view):
     data = image_set()
     whole = StoredMasks(MaskRule(control="random"))
-    whole.refresh(data, context(view), batch_size=16, augment=True)
+    whole.refresh(data, context(view), batch_size=16)
     again = StoredMasks(MaskRule(control="random"))
-    again.refresh(data, context(view), batch_size=8, augment=False)
+    again.refresh(data, context(view), batch_size=8)
     rows = torch.arange(len(data))
     assert torch.equal(whole.store.read(rows), again.store.read(rows))

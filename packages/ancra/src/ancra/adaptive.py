@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ancra.attention import Choice, Outputs, attends, stacked
+from ancra.attacks import AllLogits
+from ancra.attention import Choice, attends
 from robust_core import attacks
 from robust_core.attacks.objectives import Objective, cross_entropy, dlr, margin, margin_towards
 from robust_core.data import ImageSet
@@ -29,12 +29,12 @@ from robust_core.evaluation import (
     transfer_runner,
     weights_digest,
 )
-from robust_core.models import FrozenView
 
 __all__ = [
     "FULL",
     "QUICK",
-    "Budget",
+    "SQUARE_OUTPUTS",
+    "AttackEffort",
     "adaptive_protocol",
     "adaptive_runners",
     "blocks_of",
@@ -43,13 +43,16 @@ __all__ = [
 
 LOSSES: Mapping[str, Objective] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
 TEMPERATURES = (0.1, 1.0, 10.0)
+SQUARE_OUTPUTS = "square-outputs"
+"""The one kind of the suite's own members that needs no gradients."""
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much the members may spend; ``steps`` are APGD's, the rest as in ``docs`` of the suite.
+class AttackEffort:
+    """How much the members may spend: ``steps`` of every APGD, ``restarts`` of those on single outputs.
 
-    ``targets``: wrong classes per image, those with the largest natural logits (0: all of them).
+    ``queries`` are Square's, ``hard_label_queries`` and ``hard_label_images`` RayS's. ``targets``: wrong classes per
+    image, those with the largest natural logits (0: all of them).
     """
 
     steps: int = 100
@@ -60,8 +63,10 @@ class Budget:
     targets: int = 0
 
 
-FULL = Budget()
-QUICK = Budget(steps=12, restarts=1, queries=60, hard_label_queries=100, hard_label_images=10, targets=3)
+FULL = AttackEffort()
+QUICK = AttackEffort(
+    steps=12, restarts=1, queries=60, hard_label_queries=100, hard_label_images=10, targets=3
+)
 """For a demo: it shows what an attacker gains at once, and is no evaluation."""
 
 
@@ -70,7 +75,7 @@ def adaptive_protocol(
     num_classes: int,
     *,
     eps: float = 8 / 255,
-    budget: Budget = FULL,
+    effort: AttackEffort = FULL,
     sources: Mapping[str, nn.Module] | None = None,
     autoattack: bool = True,
 ) -> Protocol:
@@ -82,8 +87,8 @@ def adaptive_protocol(
     features of training images; g transfer; h without gradients: Square on the final logits and on the largest
     margin of all, RayS by labels alone. AutoAttack and DLR need three classes.
     """
-    apgd = {"eps": eps, "steps": budget.steps}
-    towards = {**apgd, "targets": budget.targets or num_classes - 1}
+    apgd = {"eps": eps, "steps": effort.steps}
+    towards = {**apgd, "targets": effort.targets or num_classes - 1}
     outputs = ["final"] if blocks == 0 else [f"block {i + 1}" for i in range(blocks)] + ["final", "sum"]
     losses = [loss for loss in LOSSES if loss != "dlr" or num_classes > 2]
     members = []
@@ -93,7 +98,7 @@ def adaptive_protocol(
         )
     for output in outputs:
         for loss in losses:
-            settings = {**apgd, "output": output, "loss": loss, "restarts": budget.restarts}
+            settings = {**apgd, "output": output, "loss": loss, "restarts": effort.restarts}
             members.append(Member(f"b {loss}, {output}", "outputs", settings))
     members.append(Member("c same class", "same-class", towards))
     if blocks:
@@ -106,11 +111,11 @@ def adaptive_protocol(
     for name, network in sorted((sources or {}).items()):
         source = {"source": name, "source_weights": weights_digest(network)}
         members.append(Member(f"g transfer, {name}", "transfer", {**apgd, **source}))
-    members.append(Member("h square", "square", {"eps": eps, "queries": budget.queries}))
+    members.append(Member("h square", "square", {"eps": eps, "queries": effort.queries}))
     if blocks:
-        members.append(Member("h square, blocks", "square-outputs", {"eps": eps, "queries": budget.queries}))
-    hard_label = {"eps": eps, "queries": budget.hard_label_queries}
-    members.append(Member("h rays", "rays", hard_label, images=budget.hard_label_images))
+        members.append(Member("h square, blocks", SQUARE_OUTPUTS, {"eps": eps, "queries": effort.queries}))
+    hard_label = {"eps": eps, "queries": effort.hard_label_queries}
+    members.append(Member("h rays", "rays", hard_label, images=effort.hard_label_images))
     return Protocol("adaptive", tuple(members))
 
 
@@ -127,7 +132,7 @@ def adaptive_runners(
         "same-class": _same_class,
         "soft-choice": _soft_choice,
         "fixed-choice": _fixed_choice,
-        "square-outputs": _square_outputs,
+        SQUARE_OUTPUTS: _square_outputs,
         "features": feature_runner(references),
         "transfer": transfer_runner(sources or {}),
     }
@@ -154,18 +159,11 @@ def straight_through(temperature: float) -> Choice:
     return choice
 
 
-def _all_logits(view: FrozenView, images: Tensor, **arguments: Any) -> Tensor:
-    """Return all logits ``(N, 1 + blocks, K)``, the final ones first."""
-    if not attends(view.network):
-        return stacked(Outputs(view(images)))
-    return stacked(view.call(images, auxiliary=True, **arguments))
-
-
 def _climb(call: AttackCall, objective: Objective, position: int = 0, **arguments: Any) -> Tensor:
     """Run APGD with the call's steps on all logits of its network, which is asked with ``arguments``."""
     view: Any = call.network.view
     return attacks.apgd(
-        call.network.through(partial(_all_logits, view, **arguments)),
+        call.network.through(AllLogits(view, arguments)),
         call.images,
         call.labels,
         eps=call.settings["eps"],
@@ -258,7 +256,7 @@ def _class_by_class(
 def _square_outputs(call: AttackCall) -> Tensor:
     view: Any = call.network.view
     return attacks.square(
-        call.network.through(partial(_all_logits, view)),
+        call.network.through(AllLogits(view)),
         call.images,
         call.labels,
         loss=largest_margin,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +32,19 @@ INNER_LOSSES = ("ce", "kl")
 class AllLogits:
     """A frozen view as a function from images to all logits ``(N, 1 + blocks, K)``, the final ones first.
 
-    Weights are chosen by the predicted class, as whenever the network is asked without labels.
+    ``arguments`` are what a network with attention is asked with; without any, weights are chosen by the predicted
+    class, as whenever it is asked without labels.
     """
 
     view: FrozenView
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return all logits; those of a network without attention are ``(N, 1, K)``."""
         if not attends(self.view.network):
             logits: Tensor = self.view(images)
             return logits[:, None]
-        return stacked(self.view.call(images, auxiliary=True))
+        return stacked(self.view.call(images, auxiliary=True, **self.arguments))
 
 
 def combined_cross_entropy(cr: float) -> Objective:

@@ -1,8 +1,8 @@
 """The network that an evaluation script looks at: from a run directory or a state dict, with its test images.
 
 Of a directory these are tried, the first that is there is taken: what a run of ours chose by its ``config.json``
-(``--selection best``: ``best.pt``; ``last``: its newest checkpoint, of which the average of the weights if there is
-one), then ``best_adv_model.pt``, ``model-120.pt``, ``model_120.pth``, ``model-wrn-last.pt``, ``last_state.pt``,
+(``--selection last``: its newest checkpoint, of which the average of the weights if there is one; otherwise
+``best.pt``), then ``best_adv_model.pt``, ``model-120.pt``, ``model_120.pth``, ``model-wrn-last.pt``, ``last_state.pt``,
 ``last_state.zip``.
 """
 
@@ -28,8 +28,7 @@ from robust_core.errors import UserError
 from robust_core.models import Network, check_model_name, load_state
 from robust_core.models.resnet import ResNet
 from robust_core.models.weights import read_evaluated_state
-from robust_core.training import RunDirectory, run_folder
-from robust_core.training.checkpoint import CheckpointStore
+from robust_core.training import RunDirectory, agreed_setting, run_folder
 from robust_core.training.machine import resolve_device
 
 __all__ = [
@@ -141,7 +140,7 @@ def load_subject(
         raise UserError(
             f"'{folder}' cannot be written, but the results belong there; copy the run to where it can."
         )
-    settings = _settings(config, given, run, folder / "config.json")
+    settings = _settings(config, given, run, folder)
     device = torch.device(resolve_device("cpu" if config.no_cuda else config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -168,41 +167,31 @@ def find_weights(place: str, *, flag: str, say: Say = print) -> tuple[Path, Path
     if path.is_file():
         folder = run_folder(path)
         say(f"weights: {path}")
-        return path, folder, _run_config(folder)
+        run = _run(folder)
+        return path, folder, run.record["config"] if run else {}
     if not path.is_dir():
         raise UserError(f"{flag} names '{place}', which is not there; give a run directory or a state dict.")
-    run = _run_config(path)
-    if (chosen := _chosen(path, run)) is not None:
-        say(f"weights: {chosen} (--selection {run['selection']})")
-        return chosen, path, run
+    run = _run(path)
+    config = run.record["config"] if run else {}
+    if run and (chosen := run.chosen_weights()):
+        say(f"weights: {chosen} (--selection {config.get('selection', 'best')})")
+        return chosen, path, config
     for name in WEIGHT_FILES:
         if (path / name).is_file():
             say(f"weights: {path / name}")
-            return path / name, path, run
+            return path / name, path, config
     raise UserError(
         f"The directory '{place}' ({flag}) holds no weights; expected one of best.pt, {', '.join(WEIGHT_FILES)} or "
         "the checkpoints of a run in it, or name a state dict."
     )
 
 
-def _chosen(folder: Path, run: Mapping[str, Any]) -> Path | None:
-    """Return the weights that a run of ours selected, if they are there."""
-    if run.get("selection") == "best" and (folder / "best.pt").is_file():
-        return folder / "best.pt"
-    if run.get("selection") == "last" and (step := CheckpointStore(folder / "checkpoints").latest_step()):
-        return folder / "checkpoints" / f"step-{step:08d}.pt"
-    return None
-
-
-def _run_config(folder: Path) -> Mapping[str, Any]:
-    if not (folder / "config.json").exists():
-        return {}
-    config: dict[str, Any] = RunDirectory.open(folder).record["config"]
-    return config
+def _run(folder: Path) -> RunDirectory | None:
+    return RunDirectory.open(folder) if (folder / "config.json").exists() else None
 
 
 def _settings(
-    config: SubjectConfig, given: Mapping[str, Any], run: Mapping[str, Any], file: Path
+    config: SubjectConfig, given: Mapping[str, Any], run: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Return what is known of the network: the run's word, else the flags'."""
     values = {name: getattr(config, name) for name in _DECIDED}
@@ -211,17 +200,10 @@ def _settings(
         return values
     for name, otherwise in _DECIDED.items():
         stored = run.get(name, otherwise)
-        if type(stored) is not type(values[name]):
-            raise UserError(
-                f"'{file}' has {name} {stored!r}, expected {type(values[name]).__name__}; restore it, or move the "
-                "weights elsewhere and describe the network by flags."
-            )
-        if name in given and values[name] != stored:
-            raise UserError(
-                f"--{_FLAGS.get(name, name)} {given[name]} contradicts the run, whose config.json has {stored}; leave "
-                "the flag out, or name other weights."
-            )
-        values[name] = stored
+        wanted = values[name] if name in given else None
+        values[name] = agreed_setting(
+            folder, name, stored, type(values[name]), wanted, _FLAGS.get(name, name)
+        )
     return values
 
 

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-from ancra.adaptive import FULL, QUICK, Budget, adaptive_protocol, adaptive_runners, blocks_of
+from ancra.adaptive import (
+    FULL,
+    QUICK,
+    SQUARE_OUTPUTS,
+    AttackEffort,
+    adaptive_protocol,
+    adaptive_runners,
+    blocks_of,
+)
 from ancra.checkpoint import Subject, SubjectConfig, load_source, load_subject
 from ancra.config import AncraConfig
 from robust_core.config import config_from_dict
@@ -21,7 +29,7 @@ from robust_core.evaluation import (
     Examiner,
     Progress,
     Protocol,
-    SanityBudget,
+    SanityEffort,
     Sizes,
     load_evaluation,
     sanity_table,
@@ -51,25 +59,25 @@ REFERENCES = 5000
 class Effort:
     """How thorough an examination is; ``sanity_images`` 0: no sanity table."""
 
-    budget: Budget = FULL
+    attacks: AttackEffort = FULL
     sizes: Sizes = field(default_factory=Sizes)
-    sanity: SanityBudget = field(default_factory=SanityBudget)
+    sanity: SanityEffort = field(default_factory=SanityEffort)
     sanity_images: int = 500
     autoattack: bool = True
 
 
-_SMALL_SANITY = SanityBudget(apgd_steps=20, more_steps=40, more_restarts=2, queries=100, corners=20)
+_SMALL_SANITY = SanityEffort(apgd_steps=20, more_steps=40, more_restarts=2, queries=100, corners=20)
 EXAMINATIONS: Mapping[str, Effort] = {
     "full": Effort(),
     "cascade": Effort(sizes=Sizes(alone=0, long=0, precise=0), sanity_images=0),
     "demo": Effort(
-        budget=QUICK,
+        attacks=QUICK,
         sizes=Sizes(cascade=200, alone=0, long=0, precise=0),
         sanity_images=0,
         autoattack=False,
     ),
     "smoke": Effort(
-        budget=replace(QUICK, steps=2, queries=10, hard_label_queries=20, hard_label_images=4),
+        attacks=replace(QUICK, steps=2, queries=10, hard_label_queries=20, hard_label_images=4),
         sizes=Sizes(cascade=20, alone=8, long=4, precise=4, long_steps=4),
         sanity=replace(_SMALL_SANITY, steps=2, apgd_steps=2, more_steps=4, queries=5, corners=2),
         sanity_images=8,
@@ -109,7 +117,7 @@ def examine_network(
             blocks_of(network),
             images.info.num_classes,
             eps=eps,
-            budget=replace(effort.budget, steps=steps),
+            effort=replace(effort.attacks, steps=steps),
             sources=sources,
             autoattack=effort.autoattack,
         )
@@ -123,17 +131,18 @@ def examine_network(
         runners=adaptive_runners(references, sources),
         sizes=effort.sizes,
         known=known,
+        without_gradients=(SQUARE_OUTPUTS,),
         progress=progress,
         **place,
     )
-    found = examiner.examine(effort.budget.steps)
+    found = examiner.examine(effort.attacks.steps)
     checks = [adaptive_check(found.cascade, "autoattack")]
     if effort.sanity_images:
         checks = sanity_table(
             network,
             images,
             images=effort.sanity_images,
-            budget=replace(effort.sanity, eps=eps),
+            effort=replace(effort.sanity, eps=eps),
             sources=sources,
             adaptive=found.cascade,
             **place,

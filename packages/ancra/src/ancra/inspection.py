@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
+from robust_core.config import idle_warnings
 from robust_core.errors import UserError
 from robust_core.storage import write_whole
 
@@ -52,9 +53,8 @@ class InspectionScript(Generic[Config]):
         def body() -> None:
             config = self.kind(**given)
             idle = self.idle(config) if callable(self.idle) else self.idle
-            for name, why in idle.items():
-                if name in given:
-                    print(f"warning: --{name.replace('_', '-')} has no effect here: {why}")
+            for line in idle_warnings({name: (False, why) for name, why in idle.items()}, given):
+                print(line)
             config.validate()
             self.run(config, given)
 

@@ -19,18 +19,18 @@ from ancra.attention import Outputs, attends
 from ancra.losses import exclusion, mart_terms_of, natural_and_robust, pgd_term
 from ancra.negatives import FIRST_STRATEGY_EPOCH, Draws, Negatives, pick_negatives
 from ancra.published import published_train_mode_pgd
+from robust_core.attacks.starts import NORMAL_START_SCALE
 from robust_core.data import Batch
 from robust_core.errors import UserNote
+from robust_core.losses import accuracy
 from robust_core.training.distributed import gather_rows
-from robust_core.training.method import EpochMethod, StepContext, StepResult
+from robust_core.training.method import Method, StepContext, StepResult
 
 __all__ = ["FAMILIES", "MILESTONES", "Ancra", "ChosenNegatives", "NegativeChoice", "choose_negatives"]
 
 FAMILIES = ("pgd", "trades", "mart")
 MILESTONES = (75, 90, 100)
 """Epochs from which the published rate is a tenth, a hundredth, a thousandth."""
-
-_NOISE = 0.001
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Passes(NamedTuple):
 
 
 @dataclass
-class Ancra(EpochMethod):
+class Ancra(Method):
     """ANCRA-PGD, -TRADES or -MART (``family``), or a baseline of it (ANCRA, section 2.5).
 
     The loss is natural + ``beta`` robust + ``zeta`` exclusion, each with its auxiliary part weighted by ``cr``
@@ -140,7 +140,7 @@ class Ancra(EpochMethod):
         if self.steps == 0:
             return batch.images
         eps = self.eps * context.progress if self.ramp else self.eps
-        start = batch.images + _NOISE * context.normal("start", batch.images)
+        start = batch.images + NORMAL_START_SCALE * context.normal("start", batch.images)
         if self.train_mode_attack:
             return published_train_mode_pgd(
                 model,
@@ -273,7 +273,7 @@ def _draws(choice: NegativeChoice, images: Tensor, context: StepContext) -> Draw
 
 def _noise(repeats: int, images: Tensor, context: StepContext) -> Tensor:
     like = images.new_empty((len(images), repeats, *images.shape[1:]))
-    return _NOISE * context.normal("negative start", like).flatten(0, 1)
+    return NORMAL_START_SCALE * context.normal("negative start", like).flatten(0, 1)
 
 
 def _rows_before(labels: Tensor, context: StepContext) -> int:
@@ -292,12 +292,10 @@ def _root_mean_square(differences: Tensor) -> Tensor:
 def _figures(passes: _Passes, labels: Tensor, told: str) -> dict[str, Tensor]:
     """Return what is logged of the training passes that are made anyway; ``told`` ends the accuracies' names."""
     natural, adversarial = passes.natural, passes.adversarial
-    figures = {
-        f"adversarial_accuracy{told}": (adversarial.logits.detach().argmax(dim=1) == labels).float().mean()
-    }
+    figures = {f"adversarial_accuracy{told}": accuracy(adversarial.logits, labels)}
     if natural is None:
         return figures
-    figures[f"natural_accuracy{told}"] = (natural.logits.detach().argmax(dim=1) == labels).float().mean()
+    figures[f"natural_accuracy{told}"] = accuracy(natural.logits, labels)
     figures["ap_l2"] = _root_mean_square(natural.logits.detach() - adversarial.logits.detach())
     if natural.auxiliary:
         chosen = torch.stack(

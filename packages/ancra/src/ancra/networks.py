@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from robust_core.models import Network, build_model
 from robust_core.models.preact import PreActResNet
 from robust_core.models.resnet import ResNet
 from robust_core.models.wide_resnet import WideResNet
+from robust_core.randomness import seeded
 
 __all__ = [
     "PreActResNetWithAttention",
@@ -115,6 +115,7 @@ def build_network(
     Arguments as of :func:`robust_core.models.build_model`; with a seed the weights that both have are the same
     with and without attention. Raises ``UserError`` for unknown names and networks too short to attend to.
 
+    >>> import torch
     >>> build_network("resnet18-w16", 10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
@@ -140,8 +141,6 @@ def _attending(network: Network, attention: str, seed: int | None) -> ReverseAtt
         del attending.linear
     attending.attention = attention
     if attention == "own":
-        with torch.random.fork_rng(devices=[]):
-            if seed is not None:
-                torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             attending.add_own_classifiers()
     return attending

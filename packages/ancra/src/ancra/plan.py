@@ -16,8 +16,8 @@ from robust_core.data import DatasetInfo, dataset_info
 from robust_core.errors import UserError
 from robust_core.evaluation import Evaluation, protocol
 from robust_core.models import load_weights
+from robust_core.plan import Plan, Session
 from robust_core.run_data import Data, Say
-from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
 from robust_core.training import Phase, Rate, RunDirectory, run_folder
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ancra.config import AncraConfig
-from robust_core.config import scale_defaults
-from robust_core.data import list_datasets
+from ancra.negatives import FIRST_STRATEGY_EPOCH
+from ancra.plan import AncraPlan
+from robust_core.config import idle_warnings, scale_defaults
+from robust_core.data import dataset_info, list_datasets, steps_per_epoch
 from robust_core.errors import UserError, unknown_name
 from robust_core.extras import autoattack_notes
 
@@ -199,8 +201,24 @@ def idle_settings(config: AncraConfig, given: Mapping[str, Any]) -> list[str]:
             "the published baselines' attack climbs cross-entropy",
         ),
     }
-    return [
-        f"warning: --{name.replace('_', '-')} has no effect here: {why}"
-        for name, (used, why) in conditions.items()
-        if name in given and not used
-    ]
+    notes = idle_warnings(conditions, given)
+    chooses = config.contrasted and not config.strategy.startswith("random")
+    if chooses and (last := last_epoch(config)) < FIRST_STRATEGY_EPOCH:
+        notes.append(
+            f"warning: --strategy {config.strategy} chooses at random here: soft, hard and easy begin with epoch "
+            f"{FIRST_STRATEGY_EPOCH}, and the run ends in epoch {last}"
+        )
+    return notes
+
+
+def last_epoch(config: AncraConfig) -> int:
+    """Return the epoch in which a run ends, as its strategies count: with what comes before the method.
+
+    Lengths in steps are counted on the images of the whole release, the data not being open yet.
+    """
+    info = dataset_info(config.data)
+    apart = 0 if info.own_validation else config.validation
+    images = config.train_subset or info.official_counts.get("train", 0) - apart
+    epoch_steps = steps_per_epoch(max(images, 1), config.batch_size)
+    steps = sum(phase.steps for phase in AncraPlan().phases(config, epoch_steps))
+    return config.restart_epoch + (steps - 1) // epoch_steps

@@ -16,6 +16,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from robust_core.config import flag_of
 from robust_core.errors import UserError, UserNote, unknown_name
 from robust_core.reporting import write_report
 
@@ -150,7 +151,7 @@ def add_flags(
 
 
 def _add_flag(group: Any, entry: Field[Any], hint: Any, narrowed: tuple[str, ...], default: Any) -> None:
-    flag = "--" + entry.name.replace("_", "-")
+    flag = flag_of(entry.name)
     extra = list(entry.metadata["flags"])
     choices = narrowed or tuple(entry.metadata["choices"])
     shown = narrowed[0] if narrowed else _shown(default, entry.metadata["kind"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -10,7 +10,16 @@ from robust_core.data import DatasetInfo
 from robust_core.errors import RESTORE_OR_ANEW, UserError
 from robust_core.models import check_model_name
 
-__all__ = ["RunConfig", "config_from_dict", "expect", "option", "option_names", "scale_defaults"]
+__all__ = [
+    "RunConfig",
+    "config_from_dict",
+    "expect",
+    "flag_of",
+    "idle_warnings",
+    "option",
+    "option_names",
+    "scale_defaults",
+]
 
 
 def option(
@@ -176,7 +185,32 @@ class RunConfig:
 def expect(good: bool, name: str, value: object, expected: str) -> None:
     """Raise ``UserError`` about a setting unless it is ``good``, naming its flag, value and what is expected."""
     if not good:
-        raise UserError(f"--{name.replace('_', '-')} {value} is not possible; expected {expected}.")
+        raise UserError(f"{flag_of(name)} {value} is not possible; expected {expected}.")
+
+
+def flag_of(name: str) -> str:
+    """Return how the flag of a setting is written.
+
+    >>> flag_of("batch_size")
+    '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def idle_warnings(
+    conditions: Mapping[str, tuple[bool, str]],
+    given: Collection[str],
+    spelled: Callable[[str], str] = flag_of,
+) -> list[str]:
+    """Return one warning for each given setting that has no effect.
+
+    ``conditions`` say by setting whether it is used, and why not if it is not.
+    """
+    return [
+        f"warning: {spelled(name)} has no effect here: {why}"
+        for name, (used, why) in conditions.items()
+        if name in given and not used
+    ]
 
 
 def scale_defaults(

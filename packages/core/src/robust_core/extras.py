@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from robust_core.attacks import autoattack_available
+from robust_core.config import flag_of
 from robust_core.errors import UserError
 
 __all__ = ["autoattack_notes"]
@@ -26,5 +27,5 @@ def autoattack_notes(
         return []
     remedy = f"pip install 'packages/{package}[eval]'"
     if setting in given:
-        raise UserError(f"--{setting.replace('_', '-')} {images} needs the package pyautoattack: {remedy}.")
+        raise UserError(f"{flag_of(setting)} {images} needs the package pyautoattack: {remedy}.")
     return [f"AutoAttack will not be run: its package is not installed ({remedy})."]

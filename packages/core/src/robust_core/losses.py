@@ -1,4 +1,4 @@
-"""What a batch of logits costs: cross-entropy, TRADES and MART, as scalars (mean over the batch).
+"""What a batch of logits costs: cross-entropy, TRADES and MART, as scalars (mean over the batch); its accuracy.
 
 ``logits`` are ``(N, K)``, float32 or float64, ``labels`` int64 ``(N,)``. No loss runs an attack, sees an
 optimizer or changes an argument.
@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "MartTerms",
     "TradesTerms",
+    "accuracy",
     "cross_entropy",
     "kl_divergence",
     "mart",
@@ -42,6 +43,11 @@ class MartTerms(NamedTuple):
     cross_entropy: Tensor
     margin: Tensor
     robust: Tensor
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of right predictions, detached."""
+    return (logits.detach().argmax(dim=1) == labels).float().mean()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

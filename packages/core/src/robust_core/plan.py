@@ -13,14 +13,13 @@ from torch import nn
 
 from robust_core.config import RunConfig
 from robust_core.data import DatasetInfo, ImageSet
-from robust_core.errors import UserError
 from robust_core.evaluation import (
     Evaluation,
     Keeper,
     Runner,
     evaluate,
-    load_evaluation,
     protocol,
+    records_in,
     weights_digest,
 )
 from robust_core.evaluation import Protocol as Attacks
@@ -161,15 +160,7 @@ class Session(Generic[Config]):
         """
         folder, limit = self.run.path / "evaluation", self.config.test_images or None
         model, keeper = self.model.eval(), Keeper(folder, attacks.name)
-        known = keeper.known(self.say)
-        if (folder / f"{attacks.name}.json").exists():
-            try:
-                known.append(load_evaluation(folder, attacks.name))
-            except UserError:
-                self.say(
-                    f"warning: {folder / attacks.name}.json or its arrays are missing or damaged; the evaluation is "
-                    "made again"
-                )
+        known = [*keeper.known(self.say), *records_in(folder, self.say, attacks.name)]
         count = min(limit or len(self.test_set), len(self.test_set))
         if known and _is_whole(known[-1], attacks, model, self.config.seed, count):
             return known[-1]

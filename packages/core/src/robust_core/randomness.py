@@ -6,12 +6,14 @@ processes agree because everything is drawn for the global batch and sliced by r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["derived_seed", "generator_for", "rows_of_rank", "slice_of_rank"]
+__all__ = ["derived_seed", "generator_for", "rows_of_rank", "seeded", "slice_of_rank"]
 
 
 def derived_seed(seed: int, purpose: str, *position: int) -> int:
@@ -32,6 +34,19 @@ def generator_for(
     generator = torch.Generator(device=device)
     generator.manual_seed(derived_seed(seed, purpose, *position))
     return generator
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Let the CPU's global random state begin with ``seed`` (None: go on) and put it back afterwards.
+
+    For what takes no generator, such as the initialisation of a network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            # torch.manual_seed would also reseed every GPU, which the fork does not restore.
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 def slice_of_rank(global_draw: Tensor, rank: int, world_size: int) -> Tensor:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
-from robust_core.config import RunConfig, config_from_dict
+from robust_core.config import RunConfig, config_from_dict, flag_of
 from robust_core.errors import UserError
-from robust_core.session import Plan, execute, resume
+from robust_core.plan import Plan
+from robust_core.session import execute, resume
 from robust_core.training import RunDirectory
 
 __all__ = ["TrainingScript"]
@@ -30,7 +31,8 @@ class TrainingScript(Generic[Config]):
     a run that another script began. ``choices`` narrow what a setting may be here, ``defaults`` are what ``--help``
     shows instead of the class's own; ``published`` are the paper's own flags, which may be abbreviated; ``hidden``
     settings follow from others and have no flag. ``bare_resume`` is the setting that ``--resume`` without a value
-    switches on, where a paper's flag has a meaning of its own; without it, a value is needed.
+    switches on, where a paper's flag has a meaning of its own, and ``bare_resume_help`` says what it then does;
+    without it, a value is needed.
     """
 
     name: str
@@ -46,6 +48,7 @@ class TrainingScript(Generic[Config]):
     published: Collection[str] = ()
     hidden: Collection[str] = ()
     bare_resume: str = ""
+    bare_resume_help: str = ""
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """Run with these command-line arguments (default: the process's own); return the exit code."""
@@ -78,7 +81,7 @@ class TrainingScript(Generic[Config]):
         about = "continue the run in this directory; needs no other flag"
         bare: dict[str, Any] = {"nargs": "?", "const": _BARE} if self.bare_resume else {}
         if self.bare_resume:
-            about += "; without a directory: begin with the weights of --pth-name, as published"
+            about += f"; without a directory: {self.bare_resume_help}"
         parser.add_argument("--resume", metavar="RUN_DIR", help=about, **bare)
         parser.add_argument("--overwrite", action="store_true", help="start anew where a run lies already")
         add_flags(parser, self.kind, self.choices, self.defaults, self.hidden)
@@ -104,7 +107,7 @@ class TrainingScript(Generic[Config]):
 
     def _differing(self, stored: Config, given: Mapping[str, Any]) -> list[str]:
         return [
-            f"--{name.replace('_', '-')} {value} (the run has {getattr(stored, name)})"
+            f"{flag_of(name)} {value} (the run has {getattr(stored, name)})"
             for name, value in self.canonical(given).items()
             if name != "run_dir" and getattr(stored, name) != value
         ]

@@ -18,7 +18,7 @@ from robust_core.config import RunConfig
 from robust_core.data import ImageSet, steps_per_epoch
 from robust_core.errors import RESTORE_OR_ANEW, UserError
 from robust_core.models import load_weights
-from robust_core.plan import Beginning, Plan, Session, core_network
+from robust_core.plan import Beginning, Plan, Session
 from robust_core.reporting import write_report
 from robust_core.run_data import Data, Say, data_record
 from robust_core.storage import held, remove_abandoned, write_whole
@@ -35,7 +35,7 @@ from robust_core.training import (
 )
 from robust_core.training.machine import describe_software, resolve_device, resumed_machine
 
-__all__ = ["Beginning", "Plan", "Session", "core_network", "execute", "resume"]
+__all__ = ["execute", "resume"]
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -209,7 +209,7 @@ def _carry_out(session: Session[Config], plan: Plan[Config]) -> RunDirectory:
         model=session.model,
         data=session.train_set,
         phases=session.phases,
-        settings=_loop_settings(config, session.train_set),
+        settings=_loop_settings(config),
         machine=machine,
         run=run,
         processes=session.processes,
@@ -241,14 +241,13 @@ def _load_best(model: nn.Module, file: Path) -> None:
         ) from error
 
 
-def _loop_settings(config: RunConfig, data: ImageSet) -> LoopSettings:
+def _loop_settings(config: RunConfig) -> LoopSettings:
     return LoopSettings(
         seed=config.seed,
         batch_size=config.batch_size,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,
-        augment=data.info.crop_padding > 0 or data.info.flip,
         accumulate=config.accumulate,
         ema_decay=config.ema or None,
         sync_bn=config.sync_bn,

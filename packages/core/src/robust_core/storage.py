@@ -20,7 +20,9 @@ from robust_core.errors import UserError
 
 __all__ = [
     "file_digest",
+    "flush_folder",
     "held",
+    "out_of_space",
     "remove_abandoned",
     "settle",
     "told",
@@ -53,15 +55,20 @@ def write_whole(path: Path, content: bytes | str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise told(error, path) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder, as after a renaming, to the disk; ``OSError`` on systems that know no such thing."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -135,9 +142,14 @@ def held(folder: Path) -> Iterator[None]:
         os.close(place)
 
 
+def out_of_space(error: OSError) -> bool:
+    """Return whether a write failed because the disk, the quota or the largest file is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def told(error: OSError, path: Path) -> UserError:
     """Return the sentence for a write that failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if out_of_space(error):
         return UserError(
             f"No space left to write '{path}'; free some, then continue with --resume (earlier files are intact)."
         )

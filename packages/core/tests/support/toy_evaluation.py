@@ -13,6 +13,7 @@ from robust_core.evaluation import Member, Protocol, evaluate, protocol
 __all__ = [
     "BRIEF",
     "EPS",
+    "MMA",
     "PLAIN",
     "convolutional",
     "flipped",
@@ -23,8 +24,10 @@ __all__ = [
 ]
 
 EPS = 8 / 255
+MMA = Member("mma", "mma", {"eps": EPS, "norm": "linf", "step_size": 2 / 255, "steps": 20, "targets": 3})
 BRIEF = Protocol(
-    "brief", tuple(replace(m, settings={**m.settings, "steps": 4}) for m in protocol("part").members)
+    "brief",
+    tuple(replace(m, settings={**m.settings, "steps": 4}) for m in (*protocol("pgd-20").members, MMA)),
 )
 PLAIN = Member("plain", "plain", {"eps": EPS})
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from robust_core.attacks.engine import ascend
+from robust_core.attacks import ascend
+from robust_core.attacks.balls import per_image
 from robust_core.attacks.objectives import Objective, cross_entropy, kl_to
 from robust_core.data import ImageSet
 from robust_core.errors import UserError
@@ -16,12 +18,52 @@ from robust_core.randomness import generator_for, rows_of_rank
 from robust_core.training.distributed import gather_rows
 from robust_core.training.method import StepContext
 
-__all__ = ["PUBLISHED_NOISE", "TrainingAttack", "ValidationLogits", "validation_images", "validation_logits"]
+__all__ = [
+    "PUBLISHED_NOISE",
+    "TrainingAttack",
+    "ValidationLogits",
+    "ascend_between",
+    "validation_images",
+    "validation_logits",
+]
 
 PUBLISHED_NOISE = 1e-4
 """Standard deviation of most published starts, whatever eps and ``--random_init`` are; they are not clipped."""
 START_SHARE = 1 / 32
 """Standard deviation of the start in units of eps: the published 0.001 at 8/255, made scale-free."""
+
+
+def ascend_between(
+    view: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    clip: tuple[float, float],
+    start: Tensor,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    steps: int,
+    objective: Objective,
+) -> Tensor:
+    """Return the images ``(n, ...)`` after ``steps`` steps that keep to ``eps`` and to pixels in ``clip``.
+
+    As :func:`robust_core.attacks.ascend`, which knows [0, 1] alone: other ranges are brought to it and back.
+    """
+    if clip == (0.0, 1.0):
+        return ascend(
+            view, images, labels, start=start, eps=eps, step_size=step_size, steps=steps, objective=objective
+        )
+    low, width = clip[0], clip[1] - clip[0]
+    return low + width * ascend(
+        lambda points: view(low + width * points),
+        (images - low) / width,
+        labels,
+        start=(start - low) / width,
+        eps=eps / width,
+        step_size=step_size / width,
+        steps=steps,
+        objective=objective,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +99,7 @@ class TrainingAttack:
         points = images + scale * draw
         if not self.clip_start:
             return points
-        radius = _broadcast(self.eps if eps is None else eps, images)
+        radius = per_image(self.eps if eps is None else eps, images)
         return torch.minimum(torch.maximum(points, images - radius), images + radius).clamp(*self.clip)
 
     def __call__(
@@ -86,31 +128,17 @@ class TrainingAttack:
             objective: Objective = cross_entropy
             if self.objective == "kl":
                 objective = kl_to(context.view(images))
-            low, width = self.clip[0], self.clip[1] - self.clip[0]
-            found = ascend(
-                context.view
-                if self.clip == (0.0, 1.0)
-                else lambda points: context.view(low + width * points),
-                self._in_unit(images),
+            return ascend_between(
+                context.view,
+                images,
                 labels,
-                start=self._in_unit(self.begin(images, draw, eps)),
-                eps=(self.eps if eps is None else eps) / width,
-                step_size=(self.step if step_size is None else step_size) / width,
+                clip=self.clip,
+                start=self.begin(images, draw, eps),
+                eps=self.eps if eps is None else eps,
+                step_size=self.step if step_size is None else step_size,
                 steps=self.steps,
                 objective=objective,
             )
-            return found if self.clip == (0.0, 1.0) else low + width * found
-
-    def _in_unit(self, images: Tensor) -> Tensor:
-        """Return the images in units of the clip range, in which every attack of the core works."""
-        low, high = self.clip
-        return images if self.clip == (0.0, 1.0) else (images - low) / (high - low)
-
-
-def _broadcast(value: float | Tensor, images: Tensor) -> float | Tensor:
-    if isinstance(value, Tensor) and value.dim() == 1:
-        return value.view(-1, *[1] * (images.dim() - 1))
-    return value
 
 
 class ValidationLogits(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from robust_core.config import expect
+from robust_core.config import expect, flag_of
 from robust_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def check_names(config: GdroConfig) -> None:
     needs_names = config.shift_type == "confounder" and config.dataset in ("CUB", "CelebA", "table")
     for name, letter in (("target_name", "t"), ("confounder_names", "c")):
         if needs_names and not getattr(config, name):
-            raise UserError(f"-d {config.dataset} needs --{name.replace('_', '-')} (-{letter}); name it.")
+            raise UserError(f"-d {config.dataset} needs {flag_of(name)} (-{letter}); name it.")
     if config.dataset == "table" and config.metadata is None:
         raise UserError("-d table needs --metadata FILE.csv, the table that lists the images.")
     if config.shift_type == "label_shift_step":
@@ -39,7 +39,7 @@ def check_names(config: GdroConfig) -> None:
             )
         for name in ("minority_fraction", "imbalance_ratio"):
             if getattr(config, name) is None:
-                raise UserError(f"-s label_shift_step needs --{name.replace('_', '-')}; give a number.")
+                raise UserError(f"-s label_shift_step needs {flag_of(name)}; give a number.")
 
 
 def check_numbers(config: GdroConfig) -> None:
@@ -104,9 +104,8 @@ def check_combinations(config: GdroConfig) -> None:
         )
     for name, used in (("only_test", config.only_test), ("resume", config.resume_weights)):
         if used and not config.pth_name:
-            what = name.replace("_", "-")
             raise UserError(
-                f"--{what} needs the weights of a trained network; name them with --pth-name FILE."
+                f"{flag_of(name)} needs the weights of a trained network; name them with --pth-name FILE."
             )
     shift = config.shift_type == "label_shift_step"
     if config.train_subset and (shift or config.long_tailed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gdro_at.idle import idle_settings
 from gdro_at.plan import GdroPlan
 from gdro_at.scales import SCALES
 from robust_core.cli import guarded
-from robust_core.config import scale_defaults
+from robust_core.config import flag_of, scale_defaults
 from robust_core.errors import UserError
 from robust_core.extras import autoattack_notes
 from robust_core.script import TrainingScript
@@ -24,7 +24,7 @@ from robust_core.script import TrainingScript
 __all__ = ["PUBLISHED_FLAGS", "resolve", "run_expt", "training_script"]
 
 PUBLISHED_FLAGS = tuple(
-    f"--{name.replace('_', '-')}"
+    flag_of(name)
     for name in (
         *(
             "dataset",
@@ -166,10 +166,10 @@ def training_script() -> TrainingScript[GdroConfig]:
         plan=GdroPlan(),
         resolve=resolve,
         canonical=canonical,
-        defaults={entry.name: entry.default for entry in fields(GdroConfig)},
         published=PUBLISHED_FLAGS,
         hidden=_HIDDEN,
         bare_resume="resume_weights",
+        bare_resume_help="begin with the weights of --pth-name, as published",
     )
 
 

@@ -12,7 +12,7 @@ from robust_core.config import expect, option
 from robust_core.data import DatasetInfo
 from robust_core.errors import UserError
 
-__all__ = ["GROUP_RULE_TYPES", "TEST_TYPES", "TRAIN_TYPES", "UNIT_TYPES", "GdroConfig"]
+__all__ = ["GROUP_RULE_TYPES", "PUBLISHED_EPS", "TEST_TYPES", "TRAIN_TYPES", "UNIT_TYPES", "GdroConfig"]
 
 GROUP_RULE_TYPES = ("erm", "pgd", "trades")
 """Train types whose loss the group weights of ``--robust`` weigh."""
@@ -20,7 +20,7 @@ UNIT_TYPES = ("WAT", "CFA", "FAT", "DAFA")
 """Fairness baselines with weights of units."""
 TRAIN_TYPES = (*GROUP_RULE_TYPES, "BAT", "WAT", "CFA", "DAFA", "FAT", "CGD", "uni", "unitrades", "unimart")
 TEST_TYPES = ("erm", "pgd", "AA")
-PUBLISHED_TEST_EPS = 0.00196
+PUBLISHED_EPS = 0.00196
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +262,7 @@ class GdroConfig(ModelOptions):
         """The budget of the attack that validates and tests."""
         if self.test_epsilon is not None:
             return self.test_epsilon
-        return PUBLISHED_TEST_EPS if self.official else self.epsilon
+        return PUBLISHED_EPS if self.official else self.epsilon
 
     @property
     def unit_kind(self) -> str:

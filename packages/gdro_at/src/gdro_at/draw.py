@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from gdro_at.config import GdroConfig
+from gdro_at.config import PUBLISHED_EPS, GdroConfig
 from gdro_at.data import load_groups
 from gdro_at.drawn_networks import Source, common_data, common_run, find_sources, load_network
-from gdro_at.overlays import PUBLISHED_EPS, SALIENCIES, draw_overlays
+from gdro_at.overlays import SALIENCIES, draw_overlays
 from robust_core.cli import Parser, add_flags, guarded, normalise_flags
 from robust_core.config import expect, option
 from robust_core.data import ImageSet, load_dataset

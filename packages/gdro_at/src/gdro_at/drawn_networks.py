@@ -17,7 +17,7 @@ from robust_core.data import DatasetInfo
 from robust_core.errors import UserError
 from robust_core.models import Network, load_state
 from robust_core.models.weights import read_evaluated_state
-from robust_core.training import RunDirectory, run_folder
+from robust_core.training import RunDirectory, agreed_setting, run_folder
 
 __all__ = ["Source", "common_data", "common_run", "find_sources", "load_network"]
 
@@ -123,10 +123,8 @@ def _find_weights(path: Path) -> tuple[Path, Path]:
             f"--checkpoints names '{path}', which is not there; give a run directory or a state dict."
         )
     run = RunDirectory.open(path)
-    if run.record["config"].get("selection") != "last" and (path / "best.pt").is_file():
-        return path / "best.pt", path
-    if step := run.checkpoints.latest_step():
-        return run.checkpoints.folder / f"step-{step:08d}.pt", path
+    if weights := run.chosen_weights() or run.checkpoints.latest_path():
+        return weights, path
     raise UserError(
         f"The run directory '{path}' holds neither best.pt nor a checkpoint; let the run come to its first checkpoint, "
         "or name a state dict."
@@ -146,17 +144,7 @@ def _source(name: str, weights: Path, folder: Path, given: Mapping[str, Any]) ->
     for key, kind in _KINDS.items():
         if key not in run:
             continue
-        if not isinstance(run[key], kind):
-            raise UserError(
-                f"'{folder / 'config.json'}' has {key} {run[key]!r}, expected {kind.__name__}; restore it, or move the "
-                "weights elsewhere and describe the network by flags."
-            )
-        if settings.get(key, run[key]) != run[key]:
-            raise UserError(
-                f"--{key} {settings[key]} contradicts the run of '{weights}', whose config.json has {run[key]}; leave "
-                "the flag out, or name other weights."
-            )
-        settings[key] = run[key]
+        settings[key] = agreed_setting(folder, key, run[key], kind, given.get(key))
     if "model" not in settings:
         raise UserError(
             f"Nothing beside '{weights}' says which network it is of; name it by --model, e.g. resnet50."

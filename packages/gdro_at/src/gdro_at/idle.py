@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from robust_core.config import flag_of, idle_warnings
+
 if TYPE_CHECKING:
     from gdro_at.config import GdroConfig
 
 __all__ = ["idle_settings"]
 
-_SPELLED = {"alpha_": "alpha_", "epochs": "n-epochs", "num_steps": "attack-iters"}
+_SPELLED = {"alpha_": "--alpha_", "epochs": "--n-epochs", "num_steps": "--attack-iters"}
 _Conditions = dict[str, tuple[bool, str]]
 """By setting: whether this run uses it, and why not if it does not."""
 _WRITTEN_OUT: Mapping[str, Any] = {
@@ -52,11 +54,7 @@ def idle_settings(config: GdroConfig, given: Mapping[str, Any]) -> list[str]:
     }
     told = [name for name in given if all(given[name] != values.get(name) for values in quiet)]
     training = [name for name in told if config.only_test and name in _TRAINING]
-    lines = [
-        f"warning: {_flag(name)} has no effect here: {why}"
-        for name, (used, why) in conditions.items()
-        if name in told and name not in training and not used
-    ]
+    lines = idle_warnings(conditions, [name for name in told if name not in training], _flag)
     if training:
         verb = "has" if len(training) == 1 else "have"
         flags = ", ".join(map(_flag, training))
@@ -65,7 +63,7 @@ def idle_settings(config: GdroConfig, given: Mapping[str, Any]) -> list[str]:
 
 
 def _flag(name: str) -> str:
-    return f"--{_SPELLED.get(name, name.replace('_', '-'))}"
+    return _SPELLED.get(name, flag_of(name))
 
 
 def _ignored() -> _Conditions:

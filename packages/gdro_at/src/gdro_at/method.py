@@ -7,19 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdro_at.plateau import Plateau
 from robust_core.data import Batch, ImageSet
 from robust_core.errors import UserError
-from robust_core.training.method import EpochMethod, StepContext, StepResult
+from robust_core.training.method import Method, StepContext
 
-__all__ = ["UnitMethod", "accuracy", "local_loss"]
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the share of right predictions, detached."""
-    return (logits.detach().argmax(dim=1) == labels).float().mean()
+__all__ = ["UnitMethod", "local_loss"]
 
 
 def local_loss(total: Tensor, batch: Batch, context: StepContext) -> Tensor:
@@ -32,7 +27,7 @@ def local_loss(total: Tensor, batch: Batch, context: StepContext) -> Tensor:
 
 
 @dataclass
-class UnitMethod(EpochMethod):
+class UnitMethod(Method):
     """A method whose weights belong to units: ``over`` is ``group`` (the default) or ``class``.
 
     ``lower_rate`` lowers the learning rate on a plateau of the validation loss (``--scheduler``).
@@ -97,10 +92,6 @@ class UnitMethod(EpochMethod):
         if self.over == "class" or data.info.groups is None:
             return data.info.num_classes
         return len(data.info.groups)
-
-    def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StepResult:
-        """Return the loss of a batch on the live model, which is in training mode."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training counts and the rate's state; methods add their own."""

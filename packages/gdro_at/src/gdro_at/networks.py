@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from robust_core.models import (
     load_state,
     read_state_dict,
 )
+from robust_core.randomness import seeded
 
 __all__ = ["TORCHVISION_NAMES", "TorchvisionResNet", "build_network", "check_name", "list_names"]
 
@@ -181,9 +181,7 @@ def _fresh(name: str, num_classes: int, *, seed: int, **settings: Any) -> Networ
     if name not in _OWN:
         return build_model(name, num_classes, seed=seed, **settings)
     builder: Callable[..., Network] = PreActResNet18 if name == "pre18" else TorchvisionResNet
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reseed every GPU, which the fork does not restore.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return builder(name, num_classes, **settings)
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from gdro_at.config import PUBLISHED_EPS
 from gdro_at.published_saliency import (
     published_attack_saliency,
     published_natural_cam,
@@ -26,10 +27,9 @@ from robust_core.randomness import generator_for
 from robust_core.reporting import save_figure
 from robust_core.reporting.figures import COLORS, SMALL, new_figure
 
-__all__ = ["PUBLISHED_EPS", "SALIENCIES", "Overlays", "draw_overlays", "overlays_of"]
+__all__ = ["SALIENCIES", "Overlays", "draw_overlays", "overlays_of"]
 
 SALIENCIES = ("class", "kl", "published")
-PUBLISHED_EPS = 0.00196
 START_SCALE = 0.0001
 HEAT = "inferno"
 LONGEST_NAME = 16

@@ -7,17 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from gdro_at.attacks import PUBLISHED_NOISE, TrainingAttack
-from gdro_at.baselines.bat import BAT
-from gdro_at.baselines.cfa import Cfa
-from gdro_at.baselines.cgd import CGD
-from gdro_at.baselines.dafa import Dafa
-from gdro_at.baselines.dfr import DFR
-from gdro_at.baselines.fat import Fat
-from gdro_at.baselines.udr import UDR
-from gdro_at.baselines.wat import Wat
+from gdro_at.baselines import BAT, CFA, CGD, DAFA, DFR, FAT, UDR, WAT
 from gdro_at.config import GdroConfig
 from gdro_at.weighted import GroupWeighted
 from gdro_at.weights import OFFICIAL_AXES
+from robust_core.data.columns import IMAGENET
 from robust_core.training import Method, Phase, Rate
 
 __all__ = ["build_phases", "method_title", "rule_settings", "training_attack"]
@@ -25,7 +19,6 @@ __all__ = ["build_phases", "method_title", "rule_settings", "training_attack"]
 PUBLISHED_PGD_NOISE = 0.01
 CIFAR_MILESTONES = (76, 91, 101)
 """Epochs, counted from 1, from which the published rate on CIFAR-10 is a tenth, a hundredth, a thousandth."""
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _AXES = {
     "weights_sign": "sign",
     "weights_updates": "updates",
@@ -151,10 +144,10 @@ def build_method(config: GdroConfig) -> Method:
         "official": config.official,
     }
     if kind == "FAT":
-        return Fat(**common, validation_clip=(config.clmin, config.clmax))
+        return FAT(**common, validation_clip=(config.clmin, config.clmax))
     if kind == "WAT":
-        return Wat(**common, beta=config.beta, eta=config.eta)
-    return (Cfa if kind == "CFA" else Dafa)(**common, beta=config.beta)
+        return WAT(**common, beta=config.beta, eta=config.eta)
+    return (CFA if kind == "CFA" else DAFA)(**common, beta=config.beta)
 
 
 def _weighted(

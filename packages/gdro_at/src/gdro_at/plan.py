@@ -15,20 +15,22 @@ from gdro_at.baselines.dfr import validation_halves
 from gdro_at.config import GdroConfig
 from gdro_at.data import load_groups
 from gdro_at.networks import build_network
-from gdro_at.phases import IMAGENET, build_phases, method_title, rule_settings
+from gdro_at.phases import build_phases, method_title, rule_settings
 from gdro_at.run_logs import COUNTS, TEST_ROW, counts_text, log_files, write_logs
 from gdro_at.suites import BUDGETS, final_protocol, sweep_protocol
 from gdro_at.validation import (
     TestAttack,
     attacked_logits,
-    cross_entropies,
     first_of_each_group,
     group_figures,
     published_row,
 )
 from gdro_at.weighted import hinge, normalized
 from gdro_at.weights import GroupRule
+from robust_core.attacks.objectives import cross_entropy
+from robust_core.config import flag_of
 from robust_core.data import DatasetInfo, ImageSet, steps_per_epoch
+from robust_core.data.columns import IMAGENET
 from robust_core.evaluation import Evaluation, Protocol, evaluate
 from robust_core.models import load_weights
 from robust_core.plan import Plan, Session
@@ -109,7 +111,7 @@ class GdroPlan(Plan[GdroConfig]):
             prepare=_preparation(config),
         )
         worst = config.alpha if config.robust else None
-        loss = hinge if config.validates_by_hinge else cross_entropies
+        loss = hinge if config.validates_by_hinge else cross_entropy
         figures = group_figures(logits, images, worst_share=worst, loss=loss)
         row = published_row(
             model,
@@ -184,7 +186,7 @@ class GdroPlan(Plan[GdroConfig]):
         protocol = final_protocol(config, session.test_set.info.num_classes)
         for flag in ("suite_images", "sweep_images"):
             if not getattr(config, flag):
-                session.say(f"not run: what --{flag.replace('_', '-')} N asks for (see --help)")
+                session.say(f"not run: what {flag_of(flag)} N asks for (see --help)")
         evaluation = session.evaluate(protocol)
         session.save_gallery(protocol)
         summary = evaluation.summary()

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gdro_at.attacks import ascend_between
 from gdro_at.statistics import Statistics, csv_row, log_text, model_norm_sq
 from gdro_at.units import UnitMeans, unit_means
 from gdro_at.weights import GroupRule, RuleState, constants, greedy_weights, step
 from robust_core.attacks import apgd
-from robust_core.attacks.engine import ascend
 from robust_core.attacks.objectives import cross_entropy
 from robust_core.data import ImageSet
 from robust_core.models import FrozenView
@@ -24,7 +23,6 @@ __all__ = [
     "GroupFigures",
     "TestAttack",
     "attacked_logits",
-    "cross_entropies",
     "first_of_each_group",
     "group_figures",
     "published_row",
@@ -59,19 +57,17 @@ class TestAttack:
             return images
         if self.kind == "AA":
             return apgd(view, images, labels, eps=self.eps, steps=APGD_STEPS, start=self._start(images, draw))
-        low, width = self.clip[0], self.clip[1] - self.clip[0]
-        plain = self.clip == (0.0, 1.0)
-        found = ascend(
-            view if plain else lambda points: view(low + width * points),
-            images if plain else (images - low) / width,
+        return ascend_between(
+            view,
+            images,
             labels,
-            start=(self._start(images, draw) - low) / width,
-            eps=self.eps / width,
-            step_size=(self.eps / 4 if self.step_size is None else self.step_size) / width,
+            clip=self.clip,
+            start=self._start(images, draw),
+            eps=self.eps,
+            step_size=self.eps / 4 if self.step_size is None else self.step_size,
             steps=self.steps,
             objective=cross_entropy,
         )
-        return found if plain else low + width * found
 
     def _start(self, images: Tensor, draw: Tensor) -> Tensor:
         noise = 2.0 * draw - 1.0
@@ -169,13 +165,8 @@ def _worst(accuracies: Tensor) -> float:
     return float(accuracies[~accuracies.isnan()].min())
 
 
-def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each image ``(n,)``."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
 def group_figures(
-    logits: _Logits, data: ImageSet, *, worst_share: float | None = None, loss: ImageLoss = cross_entropies
+    logits: _Logits, data: ImageSet, *, worst_share: float | None = None, loss: ImageLoss = cross_entropy
 ) -> GroupFigures:
     """Return the figures of a split under a loss per image.
 
@@ -217,7 +208,7 @@ def published_row(
     epoch: int,
     batch_size: int,
     weight_decay: float,
-    loss: ImageLoss = cross_entropies,
+    loss: ImageLoss = cross_entropy,
 ) -> dict[str, Any]:
     """Return the row and the text that the published code logs of a split, from its attacked logits, if any.
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdro_at.attacks import TrainingAttack
-from gdro_at.method import UnitMethod, accuracy, local_loss
+from gdro_at.method import UnitMethod, local_loss
 from gdro_at.statistics import Statistics, csv_row, log_text, model_norm_sq
 from gdro_at.units import UnitMeans, unit_means, weighted_sum
 from gdro_at.weights import GroupRule, RuleState, RuleStep, constants, step
 from robust_core.data import Batch, ImageSet, steps_per_epoch
-from robust_core.losses import kl_divergence
+from robust_core.losses import accuracy, kl_divergence
 from robust_core.training.method import StepContext, StepResult
 
 __all__ = ["GroupWeighted", "hinge", "normalized"]

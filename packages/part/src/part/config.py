@@ -15,7 +15,7 @@ from part.controls import MASK_CONTROLS
 from part.idle import idle_settings
 from part.mask import MASK_RULES
 from robust_core.cam import CAM_METHODS
-from robust_core.config import RunConfig, option, scale_defaults
+from robust_core.config import RunConfig, expect, option, scale_defaults
 from robust_core.data import DatasetInfo, list_datasets
 from robust_core.errors import UserError, unknown_name
 from robust_core.extras import autoattack_notes
@@ -168,15 +168,9 @@ class PartConfig(RunConfig):
                 f"{self.epsilon * 255:g}/255: it is the budget of the unimportant pixels."
             )
         for name in ("natural_steps", "warm_up_steps", "main_steps", "warm_up"):
-            if getattr(self, name) < 0:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is not possible; expected 0 or more."
-                )
+            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("save_weights", "save_freq"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is not possible; expected 1 or more."
-                )
+            expect(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         if not self.main_steps and self.warm_up > self.epochs:
             raise UserError(
                 f"--warm-up {self.warm_up} must not exceed --epochs {self.epochs}, which include the warm-up; "
@@ -184,14 +178,9 @@ class PartConfig(RunConfig):
             )
         if not (self.epochs or self.natural_steps or self.warm_up_steps or self.main_steps):
             raise UserError("--epochs 0 leaves nothing to train; expected at least 1.")
-        if self.aa_images < -1:
-            raise UserError(
-                f"--aa-images {self.aa_images} is not possible; expected -1 (all), 0 (none) or more."
-            )
-        if not 0.0 <= self.beta < float("inf"):
-            raise UserError(f"--beta {self.beta} is not possible; expected a number of 0 or more.")
-        if not 0.0 < self.test_epsilon <= 1.0:
-            raise UserError(f"--test-epsilon {self.test_epsilon} is not possible; expected e.g. 8/255.")
+        expect(self.aa_images >= -1, "aa_images", self.aa_images, "-1 (all), 0 (none) or more")
+        expect(0.0 <= self.beta < float("inf"), "beta", self.beta, "a number of 0 or more")
+        expect(0.0 < self.test_epsilon <= 1.0, "test_epsilon", self.test_epsilon, "e.g. 8/255")
 
     def validate_for(self, info: DatasetInfo) -> None:
         """Refuse a number of classes that the data does not have (a partial copy has fewer than its release).

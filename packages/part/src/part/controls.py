@@ -55,28 +55,18 @@ def inverted(mask: Tensor, scores: Tensor) -> Tensor:
     return _lowest(scores, mask)
 
 
-def controlled_mask(
-    mask: Tensor,
-    scores: Tensor,
-    control: str,
-    generator: torch.Generator | None = None,
-    *,
-    draw: Tensor | None = None,
-) -> Tensor:
+def controlled_mask(mask: Tensor, scores: Tensor, control: str, *, draw: Tensor | None = None) -> Tensor:
     """Return the mask ``(N, C, H, W)`` under a control, one of :data:`MASK_CONTROLS`.
 
     ``"none"`` and ``"uniform"`` give the mask back: the latter acts on the budget (:func:`uniform_budget`).
-    ``"random"`` needs a generator (drawn from on its own device, so that a CPU generator gives the same masks
-    on every device) or the random numbers themselves as ``draw``. Only ``"inverted"`` reads ``scores``.
+    ``"random"`` needs ``draw``, uniform numbers of the mask's shape. Only ``"inverted"`` reads ``scores``.
     Three-channel masks (rule ``jet``) are controlled channel by channel.
     """
     if control not in MASK_CONTROLS:
         raise unknown_name("mask control", control, MASK_CONTROLS)
     if control == "random":
         if draw is None:
-            if generator is None:
-                raise UserError("The mask control 'random' draws places: give it a generator or a draw.")
-            draw = torch.rand(mask.shape, generator=generator, device=generator.device).to(mask.device)
+            raise UserError("The mask control 'random' needs places: give it a draw of the mask's shape.")
         return random_places(mask, draw)
     if control == "shifted":
         return shifted(mask)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from robust_core.config import idle_warnings
+
 if TYPE_CHECKING:
     from part.config import PartConfig
 
@@ -13,12 +15,7 @@ __all__ = ["idle_settings"]
 
 def idle_settings(config: PartConfig, given: Mapping[str, Any]) -> list[str]:
     """Return one warning for each given setting that has no effect on this run."""
-    conditions = {**_of_the_method(config), **_of_the_masks(config)}
-    return [
-        f"warning: --{name.replace('_', '-')} has no effect here: {why}"
-        for name, (used, why) in conditions.items()
-        if name in given and not used
-    ]
+    return idle_warnings({**_of_the_method(config), **_of_the_masks(config)}, given)
 
 
 def _of_the_method(config: PartConfig) -> dict[str, tuple[bool, str]]:

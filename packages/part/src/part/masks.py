@@ -84,11 +84,11 @@ class StoredMasks:
             self.store = MaskStore(len(data), shape, data.images.device)
         return self.store
 
-    def refresh(self, data: ImageSet, context: StepContext, *, batch_size: int, augment: bool) -> float:
+    def refresh(self, data: ImageSet, context: StepContext, *, batch_size: int) -> float:
         """Compute all masks with the context's view; returns their density. Processes share the work."""
         store = self._store_for(data)
         if self.by_batch:
-            self._refresh_by_batch(store, data, context, batch_size=batch_size, augment=augment)
+            self._refresh_by_batch(store, data, context, batch_size=batch_size)
         else:
             blocks = torch.arange(0, len(data), BLOCK)
             mine = slice_of_rank(blocks, context.processes.rank, context.processes.world_size)
@@ -110,14 +110,13 @@ class StoredMasks:
         return torch.rand(self.rule.shape(images), generator=generator, device=images.device)
 
     def _refresh_by_batch(
-        self, store: MaskStore, data: ImageSet, context: StepContext, *, batch_size: int, augment: bool
+        self, store: MaskStore, data: ImageSet, context: StepContext, *, batch_size: int
     ) -> None:
         loader = batches(
             data,
             batch_size=batch_size,
             seed=derived_seed(context.seed, "mask-loader"),
             epoch=context.step,
-            augment=augment,
         )
         first = 0
         for batch in loader:

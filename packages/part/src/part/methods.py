@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from part.masks import MaskRule, StoredMasks, mean_density
 from robust_core.data import Batch, ImageSet
 from robust_core.errors import UserError
-from robust_core.training.method import StepContext, StepResult
+from robust_core.training.method import Method, StepContext, StepResult
 from robust_core.training.methods import InnerAttack, OuterLoss
 
 __all__ = ["Part", "StoredBudgets"]
@@ -24,11 +24,11 @@ __all__ = ["Part", "StoredBudgets"]
 class StoredBudgets:
     """Budgets by batch number from ``weighted_eps_list.npz`` (arrays ``arr_0``, ``arr_1``, ...)."""
 
-    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: Path) -> None:
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 names = [f"arr_{index}" for index in range(len(archive.files))]
-                self.budgets = [torch.from_numpy(archive[name]).float().to(device) for name in names]
+                self.budgets = [torch.from_numpy(archive[name]).float() for name in names]
         except FileNotFoundError:
             raise UserError(
                 f"'{path}' is not there: --pre-trained reads budgets from it; leave the flag out."
@@ -57,7 +57,7 @@ class StoredBudgets:
 
 
 @dataclass
-class Part:
+class Part(Method):
     """PART, PART-T or PART-M: ``attack`` within a budget per pixel, then ``outer`` (PART section 2).
 
     ``refresh``: ``epoch`` and ``batch`` keep masks for every ``save_weights`` epochs (see :class:`StoredMasks`);
@@ -73,7 +73,6 @@ class Part:
     refresh: str = "epoch"
     save_weights: int = 1
     batch_size: int = 128
-    augment: bool = True
     budgets: StoredBudgets | None = None
     epochs_begun: int = 0
     masks: StoredMasks = field(init=False)
@@ -89,7 +88,7 @@ class Part:
         due = self.epochs_begun == 1 or self.epochs_begun % self.save_weights == 0
         if self.refresh == "step" or not due:
             return {}
-        share = self.masks.refresh(data, context, batch_size=self.batch_size, augment=self.augment)
+        share = self.masks.refresh(data, context, batch_size=self.batch_size)
         return {"mask_density": share}
 
     def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StepResult:

@@ -8,7 +8,6 @@ from typing import Any
 from part.config import PartConfig
 from part.masks import MaskRule
 from part.methods import Part, StoredBudgets
-from robust_core.data import dataset_info
 from robust_core.training import Method, Phase, Rate
 from robust_core.training.methods import (
     Adversarial,
@@ -69,7 +68,6 @@ def main_method(config: PartConfig) -> Method:
         return Natural()
     if not config.masked:
         return Adversarial(BASELINE[config.family], attack, outer)
-    info = dataset_info(config.data)
     return Part(
         name=config.method.upper(),
         attack=attack,
@@ -79,7 +77,6 @@ def main_method(config: PartConfig) -> Method:
         refresh=config.mask_refresh,
         save_weights=config.save_weights,
         batch_size=config.batch_size,
-        augment=info.crop_padding > 0 or info.flip,
         budgets=StoredBudgets(Path("weighted_eps_list.npz")) if config.uses_stored_budgets else None,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,32 @@ from torch import Tensor, nn
 from part.config import PartConfig
 from part.mask_attack import PGD_IN_MASKS, mask_protocol, mask_runner
 from part.phases import build_phases, mask_rule
-from robust_core.evaluation import Evaluation, protocol
+from robust_core.evaluation import Evaluation, Member, Protocol, protocol
 from robust_core.models import FrozenView
+from robust_core.plan import Plan, Session
 from robust_core.randomness import generator_for
-from robust_core.session import Plan, Session
 from robust_core.storage import write_tensors
 from robust_core.training import Phase
 
-__all__ = ["PartPlan"]
+__all__ = ["PartPlan", "final_protocol"]
 
 SUFFIX = {"at": "", "trades": "_t", "mart": "_m"}
 TITLES = {"pgd-20": "PGD", "mma": "MMA", "autoattack": "AA", PGD_IN_MASKS: "PGD within the masks"}
+
+
+def final_protocol(config: PartConfig) -> Protocol:
+    """Return the attacks of the paper's tables, all from uniform starts: PGD-20, MMA (three targets), AutoAttack.
+
+    AutoAttack on the first ``--aa-images`` (below 0: all); ``--final-tests pgd-20`` leaves PGD-20 alone.
+    """
+    eps, step_size = config.test_epsilon, config.step_size
+    members = protocol("pgd-20", eps=eps, step_size=step_size).members
+    if config.final_tests == "all":
+        margin = {"eps": eps, "norm": "linf", "step_size": step_size, "steps": 20, "targets": 3}
+        members += (Member("mma", "mma", margin),)
+        if config.aa_images:
+            members += protocol("autoattack", eps=eps, autoattack_images=max(config.aa_images, 0)).members
+    return Protocol("part", members)
 
 
 class PartPlan(Plan[PartConfig]):
@@ -55,14 +69,7 @@ class PartPlan(Plan[PartConfig]):
     def conclude(self, session: Session[PartConfig]) -> dict[str, Any]:
         """Test as published (PGD-20, MMA, AutoAttack) and within the masks, print the lines, write the gallery."""
         config = session.config
-        attacks = protocol(
-            "part",
-            eps=config.test_epsilon,
-            step_size=config.step_size,
-            autoattack_images=None if config.aa_images < 0 else config.aa_images,
-        )
-        if config.final_tests != "all":
-            attacks = replace(attacks, members=attacks.members[:1])
+        attacks = final_protocol(config)
         evaluation = session.evaluate(attacks)
         lines = published_lines(evaluation)
         if config.makes_masks:

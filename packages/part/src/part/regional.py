@@ -23,8 +23,9 @@ from robust_core.config import option
 from robust_core.data import Batch
 from robust_core.errors import UserError
 from robust_core.evaluation import load_evaluation, protocol, wilson
-from robust_core.reporting import MethodResult, Table, comparison_figure, save_figure, share_cell
-from robust_core.session import Beginning, Plan, Session, execute, resume
+from robust_core.plan import Beginning, Plan, Session
+from robust_core.reporting import MethodResult, Table, comparison_figure, interval_cell, save_figure
+from robust_core.session import execute, resume
 from robust_core.storage import write_whole
 from robust_core.training import Phase, RunDirectory, StepContext, StepResult
 from robust_core.training.methods import Adversarial
@@ -127,7 +128,7 @@ def run_both(config: RegionalConfig, folder: Path, *, overwrite: bool = False) -
         evaluation = load_evaluation(run.path / "evaluation", "pgd-20")
         natural, robust = evaluation.natural, evaluation.last["pgd-20"]
         shown = [wilson(int(bits.sum()), len(bits)) for bits in (natural, robust)]
-        cells = [share_cell(interval.estimate, (interval.low, interval.high)) for interval in shown]
+        cells = [interval_cell(interval) for interval in shown]
         comparable = config.scale == "paper"
         published = [f"{value:.2f}" if comparable else "–" for value in PUBLISHED[placement]]
         rows.append((f"{placement} quadrant", *cells, *published))

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from robust_core.attacks.checks import check_count
 from robust_core.attacks.engine import Classifier, in_layout_of
-from robust_core.attacks.queries import Part, RandomSearch, draws_of, source_of
+from robust_core.attacks.queries import Part, RandomSearch, draws_of
 from robust_core.attacks.search import Observer, Standing
+from robust_core.attacks.starts import source_of
 
 __all__ = ["random_corners"]
 

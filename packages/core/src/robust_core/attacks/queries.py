@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_core.attacks.balls import LinfBall, make_ball
-from robust_core.attacks.checks import check_call, check_generator, check_labels_fit
+from robust_core.attacks.checks import check_call, check_labels_fit
 from robust_core.attacks.engine import Classifier, logits_of, natural_layout, natural_logits, network_for
 from robust_core.attacks.objectives import Objective, named, select
 from robust_core.attacks.search import (
@@ -22,7 +22,7 @@ from robust_core.attacks.search import (
     remaining,
 )
 
-__all__ = ["Part", "Proposal", "RandomSearch", "draws_of", "source_of"]
+__all__ = ["Part", "Proposal", "RandomSearch", "draws_of"]
 
 # How many numbers are drawn (and copied to the device) at once.
 _DRAWN_AT_ONCE = 2**22
@@ -131,12 +131,6 @@ class RandomSearch:
 
     def _left(self, part: Part) -> Part:
         return part.select(remaining(self._early_stop, self.record, part.rows)) if self._early_stop else part
-
-
-def source_of(generator: torch.Generator | None) -> torch.Generator:
-    """Return the given source of randomness; none means a fresh one with seed 0."""
-    check_generator(generator)
-    return torch.Generator().manual_seed(0) if generator is None else generator
 
 
 def draws_of(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from robust_core.attacks.checks import check_count
 from robust_core.attacks.engine import Classifier, in_layout_of
 from robust_core.attacks.objectives import Objective
-from robust_core.attacks.queries import Part, Proposal, RandomSearch, draws_of, source_of
+from robust_core.attacks.queries import Part, Proposal, RandomSearch, draws_of
 from robust_core.attacks.search import Observer, Standing
+from robust_core.attacks.starts import source_of
 from robust_core.errors import UserError
 
 __all__ = ["square", "square_side"]

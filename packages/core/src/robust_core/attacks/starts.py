@@ -11,10 +11,16 @@ from robust_core.attacks.balls import make_ball, per_image, unit
 from robust_core.attacks.checks import check_generator, check_start
 from robust_core.errors import unknown_name
 
-__all__ = ["NORMAL_START_SCALE", "STARTS", "draw_start", "start_source"]
+__all__ = ["NORMAL_START_SCALE", "STARTS", "draw_start", "source_of", "start_source"]
 
 STARTS = ("uniform", "normal")
 NORMAL_START_SCALE = 0.001
+
+
+def source_of(generator: torch.Generator | None) -> torch.Generator:
+    """Return the given source of randomness; none means a fresh one with seed 0."""
+    check_generator(generator)
+    return torch.Generator().manual_seed(0) if generator is None else generator
 
 
 def draw_start(
@@ -66,5 +72,5 @@ def start_source(
     kind = "uniform" if random_start is True else random_start
     if kind not in STARTS:
         raise unknown_name("random start", str(kind), STARTS)
-    source = torch.Generator().manual_seed(0) if generator is None else generator
+    source = source_of(generator)
     return lambda: draw_start(images.detach(), eps=eps, kind=kind, generator=source, norm=norm)

@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from robust_core.data.files import IMAGE_SUFFIXES, Raw, plain_error, sha256_of_file
+from robust_core.data.files import IMAGE_SUFFIXES, Raw, plain_error
 from robust_core.data.folders import from_class_folders
 from robust_core.data.types import DatasetInfo
 from robust_core.errors import UserError
+from robust_core.storage import file_digest
 
 __all__ = ["archive_path", "checked_members", "read_archive"]
 
@@ -81,4 +82,4 @@ def read_archive(base: Path, info: DatasetInfo, split: str) -> Raw:
         raise UserError(
             f"The archive {path} is truncated or corrupt ({plain_error(error)}); get a fresh copy."
         ) from error
-    return from_class_folders(folders, info, f"{path}:{split}", sha256_of_file(path))
+    return from_class_folders(folders, info, f"{path}:{split}", file_digest(path))

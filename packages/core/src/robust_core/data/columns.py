@@ -19,6 +19,7 @@ from robust_core.data.types import DatasetInfo
 from robust_core.errors import UserError
 
 __all__ = [
+    "IMAGENET",
     "Columns",
     "Grouping",
     "file_names",
@@ -32,7 +33,8 @@ __all__ = [
 _INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
 _OUTSIDE = re.compile(r"^$|^/|^[A-Za-z]:|(^|/)\.\.(/|$)", re.MULTILINE)
 _SPLIT_CODES = {"0": 0, "1": 1, "2": 2, "train": 0, "val": 1, "validation": 1, "test": 2}
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's pixels per channel, in [0, 1]."""
 _SIZE = 224
 _UNREADABLE = (OSError, UnicodeDecodeError, csv.Error)
 
@@ -220,8 +222,8 @@ def grouped_table(
         title=title,
         classes=grouping.classes,
         size=_SIZE,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
+        mean=IMAGENET[0],
+        std=IMAGENET[1],
         groups=groups,
         official_counts=official_counts or counts,
         own_validation=True,

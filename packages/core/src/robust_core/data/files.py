@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,6 @@ __all__ = [
     "digest_of",
     "interleaved",
     "plain_error",
-    "sha256_of_file",
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -46,15 +44,6 @@ class Raw(NamedTuple):
     classes: tuple[str, ...] | None = None
     official: bool = False
     form: str = ""
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def digest_of(files: Sequence[tuple[str, str]]) -> str:

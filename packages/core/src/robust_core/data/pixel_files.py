@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,20 +18,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robust_core.errors import UserError
 from robust_core.image_files import plain_error
-from robust_core.storage import write_whole
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # no such locks on this system: two runs then build twice, and the last rename wins
-    fcntl = None
+from robust_core.storage import flush_folder, out_of_space, write_whole
 
 __all__ = ["FileState", "PixelFile", "content_key", "locked", "read_memo", "write_memo", "write_pixels"]
 
@@ -145,7 +140,8 @@ def write_pixels(
         if written is None or _checksum(temporary, written.pixel_bytes) != checksum:
             raise OSError(errno.EIO, "what was written reads differently")
         temporary.replace(path)
-        _flush_folder(path.parent)
+        with contextlib.suppress(OSError):  # some systems know no such thing
+            flush_folder(path.parent)
     except OSError as error:
         raise _told(error, path) from error
     finally:
@@ -163,15 +159,6 @@ def _checksum(path: Path, length: int) -> int:
     return checksum
 
 
-def _flush_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some systems know no such thing
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
 def _no_space(path: Path, more: str = "") -> UserError:
     return UserError(
         f"No space left for the decoded images in '{path.parent}'{more}; free some, or name another folder with"
@@ -180,7 +167,7 @@ def _no_space(path: Path, more: str = "") -> UserError:
 
 
 def _told(error: OSError, path: Path) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if out_of_space(error):
         return _no_space(path)
     return UserError(
         f"The decoded images cannot be written to '{path.parent}' ({plain_error(error)}); name another folder with"
@@ -192,7 +179,7 @@ def _told(error: OSError, path: Path) -> UserError:
 def locked(folder: Path, stem: str, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of ``stem`` in ``folder``; ``on_wait`` is called if another process has it.
 
-    What an earlier holder left unfinished is cleared away. On systems or disks without locks nothing is held.
+    What an earlier holder left unfinished is cleared away. On disks without locks nothing is held.
     """
     with (folder / f"{stem}.lock").open("ab") as stream:
         if _take(stream, on_wait):
@@ -202,9 +189,7 @@ def locked(folder: Path, stem: str, on_wait: Callable[[], None]) -> Iterator[Non
         yield
 
 
-def _take(stream: Any, on_wait: Callable[[], None]) -> bool:
-    if fcntl is None:
-        return False
+def _take(stream: IO[bytes], on_wait: Callable[[], None]) -> bool:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

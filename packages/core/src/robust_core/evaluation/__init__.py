@@ -13,16 +13,19 @@ from robust_core.evaluation.intervals import (
     enough_images,
     holm,
     paired_difference,
+    paired_worst,
     t_interval,
+    t_test,
     wilson,
+    worst_group,
 )
 from robust_core.evaluation.judging import weights_digest
-from robust_core.evaluation.keeping import Keeper
+from robust_core.evaluation.keeping import Keeper, records_in
 from robust_core.evaluation.loop import Progress, evaluate
 from robust_core.evaluation.members import AttackCall, MemberUnavailable, Runner
 from robust_core.evaluation.protocols import PROTOCOLS, Member, Protocol, protocol
 from robust_core.evaluation.record import Evaluation, MemberRun, load_evaluation
-from robust_core.evaluation.sanity import Check, SanityBudget, load_checks, sanity_table, save_checks
+from robust_core.evaluation.sanity import Check, SanityEffort, load_checks, sanity_table, save_checks
 from robust_core.evaluation.summary import INTERVAL_NOTE, summarize
 
 __all__ = [
@@ -43,7 +46,7 @@ __all__ = [
     "Progress",
     "Protocol",
     "Runner",
-    "SanityBudget",
+    "SanityEffort",
     "Sizes",
     "bootstrap_minimum",
     "compare",
@@ -55,12 +58,16 @@ __all__ = [
     "load_evaluation",
     "load_examination",
     "paired_difference",
+    "paired_worst",
     "protocol",
+    "records_in",
     "sanity_table",
     "save_checks",
     "summarize",
     "t_interval",
+    "t_test",
     "transfer_runner",
     "weights_digest",
     "wilson",
+    "worst_group",
 ]

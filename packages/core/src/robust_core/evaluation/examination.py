@@ -27,8 +27,8 @@ from robust_core.storage import write_json
 __all__ = ["Examination", "Examiner", "Sizes", "load_examination"]
 
 GAIN = 0.01
-"""Five times the steps may lower the worst case by one point; where they lower it by more, the budget is doubled."""
-WITHOUT_GRADIENTS = ("autoattack", "square", "square-outputs", "rays", "random_corners")
+"""Five times the steps may lower the worst case by one point; where they lower it by more, the steps are doubled."""
+WITHOUT_GRADIENTS = ("autoattack", "square", "rays", "random_corners")
 NAMES = ("cascade", "alone", "long", "float32", "float64")
 MANIFEST = "examination.json"
 """Written last: it names the parts that belong together."""
@@ -94,7 +94,8 @@ class Examiner:
     """Carries out the parts of a suite on one network.
 
     ``suite(steps)`` gives the protocol with so many steps of its gradient attacks; ``folder`` keeps the parts (None:
-    nothing is kept); ``known`` are evaluations from which equal members are taken over.
+    nothing is kept); ``known`` are evaluations from which equal members are taken over; ``without_gradients`` names
+    the kinds among ``runners`` that need no gradients, to which a precision means nothing.
     """
 
     model: nn.Module
@@ -107,11 +108,12 @@ class Examiner:
     device: torch.device | str | None = None
     folder: Path | None = None
     known: Sequence[Evaluation] = ()
+    without_gradients: Sequence[str] = ()
     progress: Progress | None = None
     say: Callable[[str], None] = print
 
     def examine(self, steps: int = 100) -> Examination:
-        """Return all parts; the budget of ``steps`` is doubled as long as the longer run gains more than a point."""
+        """Return all parts; ``steps`` are doubled as long as the longer run gains more than a point."""
         sizes, long = self.sizes, self.sizes.long_steps
         while True:
             names = {name: f"{name}-{steps}" for name in NAMES}
@@ -150,7 +152,8 @@ class Examiner:
 
     def _with_gradients(self, steps: int) -> Protocol:
         whole = self.suite(steps)
-        members = tuple(member for member in whole.members if member.kind not in WITHOUT_GRADIENTS)
+        without = (*WITHOUT_GRADIENTS, *self.without_gradients)
+        members = tuple(member for member in whole.members if member.kind not in without)
         return Protocol(f"{whole.name} with gradients", members)
 
     def _part(
@@ -170,7 +173,7 @@ class Examiner:
             runners=self.runners,
             progress=self.progress,
             cascade=cascade,
-            known=[*self.known, *records_in(self.folder, self.say)],
+            known=[*self.known, *records_in(self.folder, self.say, "*-*")],
             keep=keeper.keep,
         )
         keeper.finish(result)

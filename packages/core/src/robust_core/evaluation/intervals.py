@@ -27,14 +27,19 @@ __all__ = [
     "enough_images",
     "holm",
     "paired_difference",
+    "paired_worst",
     "t_interval",
+    "t_test",
     "wilson",
+    "worst_group",
 ]
 
 MIN_IMAGES = 200
 """Below this many images in a group nothing is claimed about it."""
 
 Z95 = 1.959963984540054
+_ENDS = (0.5 - 0.95 / 2, 0.5 + 0.95 / 2)
+"""What of a distribution lies below the ends of a 95% interval."""
 
 
 class Interval(NamedTuple):
@@ -84,7 +89,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval:
     return Interval(share, low, high)
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def t_interval(values: Sequence[float]) -> Interval:
     """Return mean and t interval over seeds; one value has no interval (NaN ends)."""
     if len(values) == 0:
         raise UserError("No values to average: expected one value per seed.")
@@ -92,16 +97,12 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     mean = float(data.mean())
     if len(data) == 1:
         return Interval(mean, math.nan, math.nan)
-    half = (
-        float(special.stdtrit(len(data) - 1, 0.5 + level / 2))
-        * float(data.std(ddof=1))
-        / math.sqrt(len(data))
-    )
+    half = float(special.stdtrit(len(data) - 1, _ENDS[1])) * float(data.std(ddof=1)) / math.sqrt(len(data))
     return Interval(mean, mean - half, mean + half)
 
 
 def bootstrap_minimum(
-    correct: ArrayLike, groups: ArrayLike, *, draws: int = 10_000, seed: int = 0, level: float = 0.95
+    correct: ArrayLike, groups: ArrayLike, *, draws: int = 10_000, seed: int = 0
 ) -> Interval:
     """Return the worst group's accuracy with a bootstrap interval over images within groups.
 
@@ -112,23 +113,15 @@ def bootstrap_minimum(
     which keeps a width where the worst group has no success. On ten equal classes, the worst case, it covers
     83% instead of 95% (93 to 99% where the groups differ).
     """
-    right = np.asarray(correct, dtype=bool)
-    member = np.asarray(groups, dtype=np.int64)
-    if right.shape != member.shape or right.ndim != 1:
-        raise UserError(f"correct {right.shape} and groups {member.shape} must be vectors of one length.")
-    if right.size == 0:
-        raise UserError("No images to take the worst group of: expected at least one.")
-    counts = np.bincount(member)
-    successes = np.bincount(member, weights=right).astype(np.int64)[counts > 0]
-    counts = counts[counts > 0]
+    successes, counts = _of_groups(correct, groups)
     shares = successes / counts
     worst = int(shares.argmin())
     minimum = float(shares[worst])
     # Resampling n images with replacement from k successes in n is a binomial draw.
     rng = np.random.default_rng(derived_seed(seed, "bootstrap-minimum"))
     resampled = (rng.binomial(counts, shares, size=(draws, len(counts))) / counts).min(axis=1)
-    low, high = np.quantile(resampled, [0.5 - level / 2, 0.5 + level / 2])
-    own = wilson(int(successes[worst]), int(counts[worst]), float(special.ndtri(0.5 + level / 2)))
+    low, high = np.quantile(resampled, _ENDS)
+    own = wilson(int(successes[worst]), int(counts[worst]), float(special.ndtri(_ENDS[1])))
     return Interval(
         minimum,
         max(0.0, min(2 * minimum - float(high), own.low)),
@@ -136,8 +129,49 @@ def bootstrap_minimum(
     )
 
 
+def worst_group(correct: ArrayLike, groups: ArrayLike) -> float:
+    """Return the accuracy of the worst group with images; ``correct`` bool ``(N,)``, ``groups`` int ``(N,)``."""
+    successes, counts = _of_groups(correct, groups)
+    return float((successes / counts).min())
+
+
+def _of_groups(correct: ArrayLike, groups: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how many images of each group with images are right, and how many it has."""
+    right = np.asarray(correct, dtype=bool)
+    member = np.asarray(groups, dtype=np.int64)
+    if right.shape != member.shape or right.ndim != 1:
+        raise UserError(f"correct {right.shape} and groups {member.shape} must be vectors of one length.")
+    if right.size == 0:
+        raise UserError("No images to take the worst group of: expected at least one.")
+    counts = np.bincount(member)
+    successes = np.bincount(member, weights=right).astype(np.int64)
+    return successes[counts > 0], counts[counts > 0]
+
+
+def paired_worst(first: ArrayLike, second: ArrayLike, groups: ArrayLike) -> Interval:
+    """Return the worst group's accuracy of ``first`` minus that of ``second`` on the same images, one seed each.
+
+    ``first`` and ``second`` bool ``(N,)``, ``groups`` int ``(N,)``. The interval is a bootstrap over images within
+    groups that keeps both methods' answers to an image together, reflected as in :func:`bootstrap_minimum`; half an
+    image in each cell (Agresti and Min 2005) keeps its width.
+    """
+    estimate = worst_group(first, groups) - worst_group(second, groups)
+    ours, theirs, member = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool), np.asarray(groups)
+    rng = np.random.default_rng(derived_seed(0, "bootstrap-paired-worst"))
+    lowest = np.ones((2, 10_000))
+    for group in np.unique(member):
+        a, b = ours[member == group], theirs[member == group]
+        cells = np.array([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()]) + 0.5
+        drawn = rng.multinomial(a.size, cells / cells.sum(), size=lowest.shape[1]) / a.size
+        lowest = np.minimum(lowest, np.stack([drawn[:, 0] + drawn[:, 1], drawn[:, 0] + drawn[:, 2]]))
+    low, high = np.quantile(lowest[0] - lowest[1], [0.025, 0.975])
+    return Interval(
+        estimate, min(estimate, 2 * estimate - float(high)), max(estimate, 2 * estimate - float(low))
+    )
+
+
 def _image_difference(
-    first: NDArray[np.bool_], second: NDArray[np.bool_], draws: int, seed: int, level: float
+    first: NDArray[np.bool_], second: NDArray[np.bool_], draws: int, seed: int
 ) -> tuple[Interval, float]:
     """Bootstrap interval of a paired difference over images, and McNemar's exact p-value."""
     n = first.size
@@ -148,7 +182,7 @@ def _image_difference(
     cells = np.array([only_first + 0.5, only_second + 0.5, n - only_first - only_second + 1.0]) / (n + 2)
     rng = np.random.default_rng(derived_seed(seed, "bootstrap-paired"))
     drawn = rng.multinomial(n, cells, size=draws)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, _ENDS)
     difference = (only_first - only_second) / n
     discordant = only_first + only_second
     p_value = min(1.0, 2 * float(special.bdtr(min(only_first, only_second), discordant, 0.5)))
@@ -156,7 +190,7 @@ def _image_difference(
 
 
 def paired_difference(
-    first: ArrayLike, second: ArrayLike, *, draws: int = 10_000, seed: int = 0, level: float = 0.95
+    first: ArrayLike, second: ArrayLike, *, draws: int = 10_000, seed: int = 0
 ) -> PairedDifference:
     """Return the accuracy of ``first`` minus that of ``second``, paired by seed and image.
 
@@ -167,18 +201,21 @@ def paired_difference(
     b = np.atleast_2d(np.asarray(second, dtype=bool))
     if a.shape != b.shape or a.size == 0:
         raise UserError(f"Records of shape {a.shape} and {b.shape} cannot be paired: same seeds and images.")
-    rows = [_image_difference(x, y, draws, seed, level) for x, y in zip(a, b, strict=True)]
+    rows = [_image_difference(x, y, draws, seed) for x, y in zip(a, b, strict=True)]
     per_seed = tuple(interval for interval, _ in rows)
     images = a.shape[1]
     if len(rows) == 1:
         return PairedDifference(per_seed[0], rows[0][1], "images", per_seed, images, enough_images(images))
     differences = [interval.estimate for interval in per_seed]
-    interval = t_interval(differences, level)
-    return PairedDifference(interval, _t_test(differences), "seeds", per_seed, images, enough_images(images))
+    interval = t_interval(differences)
+    return PairedDifference(interval, t_test(differences), "seeds", per_seed, images, enough_images(images))
 
 
-def _t_test(differences: list[float]) -> float:
-    """Two-sided p-value of a mean difference of zero; equal differences have no spread to compare with."""
+def t_test(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of a mean difference of zero over two seeds or more.
+
+    Equal differences have no spread to compare with: 1 if they are zero, else 0.
+    """
     mean = float(np.mean(differences))
     error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     if error <= 1e-12:

@@ -41,10 +41,11 @@ class Keeper:
             (self.folder / f"{self.name}{PARTIAL}.{ending}").unlink(missing_ok=True)
 
 
-def records_in(folder: Path | None, say: Callable[[str], None], pattern: str = "*") -> list[Evaluation]:
+def records_in(folder: Path | None, say: Callable[[str], None], pattern: str) -> list[Evaluation]:
     """Return the records in a folder whose names fit, whole or under way; what is damaged is said and left out."""
     found = []
-    for path in sorted(folder.glob(f"{pattern}.npz")) if folder is not None else ():
+    # by the manifests, which are written last: what a kill left without one is no damage
+    for path in sorted(folder.glob(f"{pattern}.json")) if folder is not None else ():
         try:
             found.append(load_evaluation(path.parent, path.stem))
         except UserError:

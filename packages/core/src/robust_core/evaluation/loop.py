@@ -29,7 +29,6 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     device: torch.device | str | None = None,
-    precision_note: str = "float32",
     progress: Progress | None = None,
     runners: Mapping[str, Runner] | None = None,
     cascade: bool = False,
@@ -64,7 +63,7 @@ def evaluate(
     own_device, dtype = model_place(model)
     _check_device(model, device, own_device)
     work = Work(model, dataset, torch.device(device or own_device), dtype, batch_size, seed, progress)
-    precision = "float64" if dtype == torch.float64 else precision_note
+    precision = "float64" if dtype == torch.float64 else "float32"
     with _full_precision(work.device):
         natural = work.natural()
         standing, results = natural.clone(), dict[str, MemberResult]()

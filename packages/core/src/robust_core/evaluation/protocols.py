@@ -12,7 +12,7 @@ from robust_core.errors import UserError, unknown_name
 
 __all__ = ["PROTOCOLS", "UNFINISHED", "Member", "Protocol", "as_protocol", "check_settings", "protocol"]
 
-PROTOCOLS = ("natural", "pgd-20", "pgd", "part", "autoattack")
+PROTOCOLS = ("natural", "pgd-20", "pgd", "autoattack")
 UNFINISHED = " (unfinished)"
 """Behind the name of a protocol whose last members have not run yet."""
 # What the evaluation gives to an attack itself, besides the network, images and labels.
@@ -65,34 +65,29 @@ def protocol(
     *,
     eps: float = 8 / 255,
     step_size: float = 2 / 255,
-    norm: str = "linf",
     autoattack_images: int | None = 0,
     required: bool = False,
 ) -> Protocol:
-    """Return a standard protocol under a budget in pixels' units ([0, 1]).
+    """Return a standard protocol under an L-inf budget in pixels' units ([0, 1]).
 
     ``natural``: no attack. ``pgd-20``, ``pgd`` (PGD-20 and PGD-40): cross-entropy, uniform random start, as
-    published (last iterate) beside every iterate. ``part``: PGD-20 and the minimum-margin attack (20 steps,
-    three targets, uniform random start), as in the paper's tables. Both with AutoAttack standard on the first
+    published (last iterate) beside every iterate; ``pgd`` also with AutoAttack standard on the first
     ``autoattack_images`` images (0: none, None: all). ``autoattack``: AutoAttack standard (0 and
     None: on all images). ``required``: without its package AutoAttack is an error, not a row "not run".
     """
-    budget: dict[str, Any] = {"eps": eps, "norm": norm}
+    budget: dict[str, Any] = {"eps": eps, "norm": "linf"}
 
     def pgd_member(steps: int) -> Member:
         return Member(f"pgd-{steps}", "pgd", {**budget, "step_size": step_size, "steps": steps})
 
-    mma = Member("mma", "mma", {**budget, "step_size": step_size, "steps": 20, "targets": 3})
     autoattack = Member("autoattack", "autoattack", {**budget, "version": "standard"}, required=required)
     if name == "natural":
         return Protocol(name)
     if name == "pgd-20":
         return Protocol(name, (pgd_member(20),))
-    extra = () if autoattack_images == 0 else (replace(autoattack, images=autoattack_images),)
     if name == "pgd":
+        extra = () if autoattack_images == 0 else (replace(autoattack, images=autoattack_images),)
         return Protocol(name, (pgd_member(20), pgd_member(40), *extra))
-    if name == "part":
-        return Protocol(name, (pgd_member(20), mma, *extra))
     if name == "autoattack":
         return Protocol(name, (replace(autoattack, images=autoattack_images or None),))
     raise unknown_name("protocol", name, PROTOCOLS)

@@ -31,7 +31,7 @@ from robust_core.evaluation.record import Bools, Evaluation
 from robust_core.models import frozen
 from robust_core.storage import write_json
 
-__all__ = ["Check", "SanityBudget", "adaptive_check", "load_checks", "sanity_table", "save_checks"]
+__all__ = ["Check", "SanityEffort", "adaptive_check", "load_checks", "sanity_table", "save_checks"]
 
 SHARE, GAIN, PRECISION = 0.01, 0.01, 0.005
 LARGE = 64 / 255
@@ -54,7 +54,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class SanityBudget:
+class SanityEffort:
     """What the checks may spend. The published attack is PGD with ``steps`` of ``step_size`` from a uniform start."""
 
     eps: float = 8 / 255
@@ -73,7 +73,7 @@ def sanity_table(
     dataset: ImageSet,
     *,
     images: int = 500,
-    budget: SanityBudget | None = None,
+    effort: SanityEffort | None = None,
     sources: Mapping[str, nn.Module] | None = None,
     adaptive: Evaluation | None = None,
     standard: str = "autoattack",
@@ -93,7 +93,7 @@ def sanity_table(
         model=model,
         dataset=dataset,
         images=images,
-        budget=budget or SanityBudget(),
+        effort=effort or SanityEffort(),
         sources=dict(sources or {}),
         batch_size=batch_size,
         seed=seed,
@@ -110,7 +110,7 @@ class _Checks:
     model: nn.Module
     dataset: ImageSet
     images: int
-    budget: SanityBudget
+    effort: SanityEffort
     sources: dict[str, nn.Module]
     batch_size: int
     seed: int
@@ -121,10 +121,10 @@ class _Checks:
 
     def checks(self) -> list[Check]:
         """Return all lines but the adaptive one."""
-        b = self.budget
-        apgd = {"eps": b.eps, "steps": b.apgd_steps}
-        pgd = Member("pgd", "pgd", {"eps": b.eps, "steps": b.steps, "step_size": b.step_size})
-        fgsm = Member("fgsm", "fgsm", {"eps": b.eps})
+        effort = self.effort
+        apgd = {"eps": effort.eps, "steps": effort.apgd_steps}
+        pgd = Member("pgd", "pgd", {"eps": effort.eps, "steps": effort.steps, "step_size": effort.step_size})
+        fgsm = Member("fgsm", "fgsm", {"eps": effort.eps})
         first = Member("apgd-ce", "apgd", {**apgd, "loss": "ce"})
         by_gradient = (pgd, fgsm, first, Member("apgd-margin", "apgd", {**apgd, "loss": "margin"}))
         published = self._run(pgd, fgsm)
@@ -132,7 +132,7 @@ class _Checks:
             self._natural_against_pgd(published),
             self._one_step(published),
             self._without_gradients(by_gradient),
-            self._budget(first),
+            self._more_effort(first),
             *self._curve(),
             self._gradients(),
             self._precision(pgd, published),
@@ -162,8 +162,8 @@ class _Checks:
         natural, attacked = published.natural.mean(), published.last["pgd"].mean()
         return Check(
             "natural against PGD",
-            f"PGD-{self.budget.steps} accuracy as published exceeds natural accuracy",
-            f"natural {_percent(natural)}, PGD-{self.budget.steps} {_percent(attacked)}",
+            f"PGD-{self.effort.steps} accuracy as published exceeds natural accuracy",
+            f"natural {_percent(natural)}, PGD-{self.effort.steps} {_percent(attacked)}",
             bool(attacked > natural),
         )
 
@@ -171,23 +171,23 @@ class _Checks:
         share = (published.natural & ~published.robust["fgsm"] & published.robust["pgd"]).mean()
         return Check(
             "one step against many",
-            f"one step breaks what PGD-{self.budget.steps} does not, on more than {_percent(SHARE)}",
+            f"one step breaks what PGD-{self.effort.steps} does not, on more than {_percent(SHARE)}",
             _percent(share),
             bool(share > SHARE),
         )
 
     def _without_gradients(self, by_gradient: Sequence[Member]) -> Check:
-        b = self.budget
+        effort = self.effort
         others = [
-            Member("square", "square", {"eps": b.eps, "queries": b.queries}),
-            Member("corners", "random_corners", {"eps": b.eps, "draws": b.corners}),
+            Member("square", "square", {"eps": effort.eps, "queries": effort.queries}),
+            Member("corners", "random_corners", {"eps": effort.eps, "draws": effort.corners}),
             *(
                 Member(
                     f"transfer {name}",
                     "transfer",
                     {
-                        "eps": b.eps,
-                        "steps": b.apgd_steps,
+                        "eps": effort.eps,
+                        "steps": effort.apgd_steps,
                         "source": name,
                         "source_weights": weights_digest(source),
                     },
@@ -208,11 +208,12 @@ class _Checks:
             bool(max(shares.values()) > SHARE),
         )
 
-    def _budget(self, first: Member) -> Check:
-        b = self.budget
+    def _more_effort(self, first: Member) -> Check:
+        effort = self.effort
+        steps, restarts = effort.more_steps, effort.more_restarts
         more = {
-            f"{b.apgd_steps} to {b.more_steps} steps": {**first.settings, "steps": b.more_steps},
-            f"1 to {b.more_restarts} restarts": {**first.settings, "restarts": b.more_restarts},
+            f"{effort.apgd_steps} to {steps} steps": {**first.settings, "steps": steps},
+            f"1 to {restarts} restarts": {**first.settings, "restarts": restarts},
         }
         gains = {
             name: _broken(self._run(first, Member(name, "apgd", settings), cascade=True), name).mean()
@@ -226,10 +227,10 @@ class _Checks:
         )
 
     def _curve(self) -> list[Check]:
-        steps = self.budget.apgd_steps
+        steps = self.effort.apgd_steps
         members = [
             Member(f"{eps * 255:g}/255", "apgd", {"eps": eps, "steps": steps, "loss": "margin"})
-            for eps in sorted({*self.budget.curve, LARGE})
+            for eps in sorted({*self.effort.curve, LARGE})
         ]
         found = self._run(*members)
         values = [float(found.natural.mean()), *(float(found.robust[m.name].mean()) for m in members)]

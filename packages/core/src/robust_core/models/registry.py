@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from robust_core.errors import UserError, unknown_name
 from robust_core.models.network import Network
 from robust_core.models.preact import PreActResNet
 from robust_core.models.resnet import resnet, small_resnet
 from robust_core.models.wide_resnet import WideResNet
+from robust_core.randomness import seeded
 
 __all__ = ["build_model", "check_model_name", "list_models"]
 
@@ -70,6 +69,7 @@ def build_model(
     Raises ``UserError`` for an unknown name, an impossible size or one beyond these, and what is no whole
     number.
 
+    >>> import torch
     >>> build_model("resnet8-s2", 10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
@@ -93,9 +93,7 @@ def build_model(
     settings: dict[str, Any] = {**sizes, "image_size": image_size, "mean": mean, "std": std}
     if seed is None:
         return builder(name, num_classes, **settings)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reseed every GPU, which the fork does not restore.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return builder(name, num_classes, **settings)
 
 

@@ -11,7 +11,7 @@ from robust_core.reporting.honest import examination_figure, examination_table, 
 from robust_core.reporting.page import Facts, Notice, Picture, Pictures, Section, render_page
 from robust_core.reporting.report import write_report
 from robust_core.reporting.run_files import ADAPTIVE, RunFiles, read_run
-from robust_core.reporting.tables import Table, percent, share_cell
+from robust_core.reporting.tables import Table, interval_cell, percent, share_cell
 
 __all__ = [
     "ADAPTIVE",
@@ -31,6 +31,7 @@ __all__ = [
     "examination_table",
     "gallery_caption",
     "gallery_figure",
+    "interval_cell",
     "loss_curves",
     "part_dots",
     "part_table",

@@ -19,15 +19,15 @@ MAX_ROWS = 8
 NEEDED = ("natural", "adversarial", "labels", "natural_prediction", "adversarial_prediction")
 
 
-def gallery_figure(gallery: Mapping[str, NDArray[Any]], rows: int = MAX_ROWS) -> Figure:
-    """Return one row per image: natural, (mask,) perturbation and adversarial, with label and predictions.
+def gallery_figure(gallery: Mapping[str, NDArray[Any]]) -> Figure:
+    """Return one row for each of the first images: natural, (mask,) perturbation, adversarial, what they are called.
 
     ``natural`` uint8 and ``adversarial`` float in [0, 1], both ``(n, 3, H, W)``; ``labels`` and the two
     predictions ``(n,)``; optional ``mask`` bool ``(n, 1 or 3, H, W)`` (True: full budget) and ``classes``
     (names). The perturbation is shown around grey, scaled so that the gallery's largest is black or white.
     """
     natural, adversarial = _checked(gallery)
-    count = min(rows, len(natural))
+    count = min(MAX_ROWS, len(natural))
     mask = gallery.get("mask")
     perturbation = adversarial - natural
     scale = _largest(gallery)

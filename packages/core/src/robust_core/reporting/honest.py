@@ -19,7 +19,7 @@ from robust_core.reporting.figures import (
     percent_axis,
     tidy,
 )
-from robust_core.reporting.tables import Table, percent, share_cell
+from robust_core.reporting.tables import Table, interval_cell, percent, share_cell
 
 LONGEST = 34
 """Letters of a label in the figure; names of places to transfer from may be long."""
@@ -36,7 +36,7 @@ def examination_table(found: Examination, title: str = "") -> Table:
     natural = share_cell(cascade["natural_accuracy"], cascade["natural_interval"])
     bits = found.worst_case()
     interval = wilson(int(bits.sum()), len(bits))
-    worst = share_cell(interval.estimate, (interval.low, interval.high))
+    worst = interval_cell(interval)
     last = "worst case" if found.claims() else "of those that ran"
     notes = (
         []

@@ -107,7 +107,7 @@ class Section:
     blocks: tuple[Block, ...]
 
 
-def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "", language: str = "en") -> str:
+def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     """Return a complete HTML document; every text is escaped, so nothing in it can become markup."""
     named = list(enumerate(sections, start=1))
     links = "".join(f'<li><a href="#s{n}">{html.escape(s.title)}</a></li>' for n, s in named)
@@ -120,7 +120,7 @@ def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "", 
     below = f"<p>{html.escape(subtitle)}</p>" if subtitle else ""
     contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(named) > 1 else ""
     return (
-        f'<!DOCTYPE html>\n<html lang="{html.escape(language, quote=True)}">\n<head>\n'
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n'
         '<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n"

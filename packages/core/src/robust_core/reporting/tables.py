@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from robust_core.errors import UserError
+from robust_core.evaluation.intervals import Interval
 
-__all__ = ["Table", "percent", "share_cell"]
+__all__ = ["Table", "interval_cell", "percent", "share_cell"]
 
 ALIGNMENTS = {"l": "left", "r": "right", "c": "center"}
 
@@ -113,7 +114,7 @@ class Table:
         )
 
 
-def percent(share: float | None, digits: int = 1) -> str:
+def percent(share: float | None) -> str:
     """Return a share as percent without the sign, or a dash for None and NaN.
 
     >>> percent(0.4812), percent(None)
@@ -121,18 +122,23 @@ def percent(share: float | None, digits: int = 1) -> str:
     """
     if share is None or math.isnan(share):
         return "–"
-    return f"{100 * share:.{digits}f}"
+    return f"{100 * share:.1f}"
 
 
-def share_cell(share: float | None, interval: Sequence[float] | None = None, digits: int = 1) -> str:
+def share_cell(share: float | None, interval: Sequence[float] | None = None) -> str:
     """Return a share in percent with its interval in brackets, as all tables show it.
 
     >>> share_cell(0.481, [0.459, 0.503])
     '48.1 [45.9, 50.3]'
     """
     if share is None or interval is None or any(math.isnan(end) for end in interval):
-        return percent(share, digits)
-    return f"{percent(share, digits)} [{percent(interval[0], digits)}, {percent(interval[1], digits)}]"
+        return percent(share)
+    return f"{percent(share)} [{percent(interval[0])}, {percent(interval[1])}]"
+
+
+def interval_cell(interval: Interval) -> str:
+    """Return :func:`share_cell` of an estimate and its ends."""
+    return share_cell(interval.estimate, (interval.low, interval.high))
 
 
 def _markdown_cell(text: str) -> str:

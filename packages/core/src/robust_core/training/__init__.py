@@ -3,12 +3,11 @@
 from robust_core.training.distributed import Processes, start_processes
 from robust_core.training.loop import Hooks, LoopSettings, Training
 from robust_core.training.machine import Machine, bf16_units, resolve_machine, resolve_precision
-from robust_core.training.method import EpochMethod, Method, Phase, StepContext, StepResult
-from robust_core.training.rundir import RunDirectory, run_folder
+from robust_core.training.method import Method, Phase, StepContext, StepResult
+from robust_core.training.rundir import RunDirectory, agreed_setting, run_folder
 from robust_core.training.schedules import Rate, step_rate
 
 __all__ = [
-    "EpochMethod",
     "Hooks",
     "LoopSettings",
     "Machine",
@@ -20,6 +19,7 @@ __all__ = [
     "StepContext",
     "StepResult",
     "Training",
+    "agreed_setting",
     "bf16_units",
     "resolve_machine",
     "resolve_precision",

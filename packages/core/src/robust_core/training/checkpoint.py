@@ -109,6 +109,11 @@ class CheckpointStore:
         """
         return max((int(entry["step"]) for entry in self._manifest()), default=0)
 
+    def latest_path(self) -> Path | None:
+        """Return the file of the newest checkpoint named in the manifest; raises as :meth:`latest_step`."""
+        step = self.latest_step()
+        return self.folder / _file_name(step) if step else None
+
 
 def _file_name(step: int) -> str:
     return f"step-{step:08d}.pt"

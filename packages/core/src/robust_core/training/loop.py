@@ -28,7 +28,7 @@ from robust_core.training.distributed import (
 )
 from robust_core.training.guards import check_optimizer, refuse_infinite
 from robust_core.training.machine import Machine
-from robust_core.training.method import EpochMethod, Phase, StepContext, StepResult, micro_batches
+from robust_core.training.method import Phase, StepContext, StepResult, micro_batches
 from robust_core.training.progress import Progress
 from robust_core.training.rundir import RunDirectory
 from robust_core.training.sync_norm import count_copies_once, synchronise_batch_norm
@@ -54,7 +54,6 @@ class LoopSettings:
     momentum: float = 0.9
     weight_decay: float = 2e-4
     nesterov: bool = False
-    augment: bool = True
     accumulate: int = 1
     ema_decay: float | None = None
     sync_bn: bool = False
@@ -123,9 +122,9 @@ class Training:
     @property
     def evaluated_model(self) -> nn.Module:
         """The network that is evaluated and exported: an average of the weights if one is kept."""
-        method = self.phases[-1].method
-        if isinstance(method, EpochMethod) and method.averaged is not None:
-            return method.averaged
+        averaged = self.phases[-1].method.averaged
+        if averaged is not None:
+            return averaged
         return self.model if self.average is None else self.average.model
 
     def fit(self) -> None:
@@ -160,7 +159,6 @@ class Training:
             batch_size=self.settings.batch_size,
             seed=self.settings.seed,
             epoch=epoch,
-            augment=self.settings.augment,
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             start=position,
@@ -217,7 +215,7 @@ class Training:
         sum_gradients(self.model.parameters(), self.processes)
         figures = sum_figures(sums, self.processes)
         refuse_infinite(figures["loss"], self.model, step, self.run)
-        rate = phase.rate.at(phase_step, phase.steps, self.epoch_steps) * _rate_factor(phase)
+        rate = phase.rate.at(phase_step, phase.steps, self.epoch_steps) * phase.method.rate_factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -230,7 +228,7 @@ class Training:
     def _begin_phase(self, phase: Phase) -> None:
         """Seek the best among the networks of one phase; forget the momentum where the method wants it."""
         self.best_score = float("-inf")
-        if isinstance(phase.method, EpochMethod) and phase.method.fresh_optimizer:
+        if phase.method.fresh_optimizer:
             self.optimizer.state.clear()
 
     def _after_step(
@@ -249,8 +247,7 @@ class Training:
                 self.run.log_timing(timing)
         if epoch_ends:
             self._end_epoch(step, epoch, phase, progress)
-        if isinstance(phase.method, EpochMethod):
-            self._log_records(phase.method.records(), step, epoch)
+        self._log_records(phase.method.records(), step, epoch)
         if (phase_step + 1) % self.epoch_steps == 0 and self.processes.is_main:
             self.hooks.export(phase, (phase_step + 1) // self.epoch_steps, self.evaluated_model)
         every = self.settings.checkpoint_every
@@ -283,15 +280,14 @@ class Training:
 
     def _end_epoch(self, step: int, epoch: int, phase: Phase, progress: Progress) -> None:
         """Let the method end the epoch, evaluate, and tell the method what it watches."""
-        method = phase.method if isinstance(phase.method, EpochMethod) else None
-        if method is not None:
-            self.view.refresh()
-            size = self.settings.batch_size
-            rows = rows_of_rank(size, self.processes.rank, self.processes.world_size)
-            ended = method.end_epoch(self.model, self._context(step - 1, epoch, rows, size))
-            self._log_records([{"kind": "refresh", **ended}] if ended else [], step, epoch)
+        method = phase.method
+        self.view.refresh()
+        size = self.settings.batch_size
+        rows = rows_of_rank(size, self.processes.rank, self.processes.world_size)
+        ended = method.end_epoch(self.model, self._context(step - 1, epoch, rows, size))
+        self._log_records([{"kind": "refresh", **ended}] if ended else [], step, epoch)
         figures = self._validate(step, epoch, phase, progress) if self.processes.is_main else {}
-        if method is not None and method.watched is not None:
+        if method.watched is not None:
             watched = from_main(figures.get(method.watched, math.nan), self.machine.device, self.processes)
             if not math.isnan(watched):  # without validation there is nothing to tell
                 method.validated(watched)
@@ -370,8 +366,7 @@ class Training:
             if phase_step > 0 and state["method"]:
                 method = self.phases[index].method
                 method.load_state_dict(state["method"])
-                if isinstance(method, EpochMethod):
-                    method.attach(self.model)
+                method.attach(self.model)
         except (UserError, torch.OutOfMemoryError):
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -384,7 +379,3 @@ class Training:
 def _add(sums: dict[str, Tensor], result: StepResult, share: float) -> None:
     for name, value in {"loss": result.loss, **result.metrics}.items():
         sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() * share
-
-
-def _rate_factor(phase: Phase) -> float:
-    return phase.method.rate_factor if isinstance(phase.method, EpochMethod) else 1.0

@@ -27,6 +27,7 @@ __all__ = [
     "Machine",
     "bf16_units",
     "can_compile",
+    "cpu_flags",
     "describe_software",
     "processor_name",
     "resolve_device",
@@ -57,7 +58,8 @@ class Machine:
         return asdict(self)
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """Return the flags of the processor, none where the system does not tell."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -70,7 +72,7 @@ def bf16_units(device: torch.device | str) -> bool:
     """Return whether the device multiplies bfloat16 natively (elsewhere it is emulated and slower)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(torch.device(device))[0] >= 8
-    return bool(_cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
+    return bool(cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def resolve_precision(wanted: str, device: torch.device | str) -> tuple[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from robust_core.randomness import generator_for
 from robust_core.training.distributed import Processes
 from robust_core.training.schedules import Rate
 
-__all__ = ["EpochMethod", "Method", "Phase", "StepContext", "StepResult", "micro_batches"]
+__all__ = ["Method", "Phase", "StepContext", "StepResult", "micro_batches"]
 
 
 class StepResult(NamedTuple):
@@ -79,30 +80,8 @@ class StepContext:
         return cast_outputs(found, torch.float32)
 
 
-class Method(Protocol):
-    """What a paper adds to the loop."""
-
-    name: str
-
-    def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
-        """Refresh what is kept per epoch (masks); called when an epoch or the phase begins."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StepResult:
-        """Return the loss of one batch on the live model, which is in training mode."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: tensors and plain values."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        ...
-
-
-class EpochMethod:
-    """A method that also has to do with the ends of epochs; every part of it may be left as it is here.
+class Method(ABC):
+    """What a paper adds to the loop: a loss; everything else does nothing unless a method has its own.
 
     ``averaged`` is the network that is evaluated, selected and saved instead of the live one, or None;
     ``rate_factor`` multiplies the phase's learning rate; ``watched`` names the validation figure that
@@ -110,13 +89,18 @@ class EpochMethod:
     before.
     """
 
+    name: str
     averaged: nn.Module | None = None
     rate_factor: float = 1.0
     watched: str | None = None
     fresh_optimizer: bool = False
 
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, context: StepContext) -> StepResult:
+        """Return the loss of one batch on the live model, which is in training mode."""
+
     def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
-        """Do nothing."""
+        """Refresh what is kept per epoch (masks), when an epoch or the phase begins; returns figures to log."""
         del data, context
         return {}
 
@@ -129,21 +113,21 @@ class EpochMethod:
         """Take notice of the figure ``watched`` of the validation at the epoch's end."""
         del figure
 
-    def attach(self, model: nn.Module) -> None:
-        """Make ``averaged`` anew behind :meth:`load_state_dict`: a copy of the live ``model`` with what was saved."""
-        del model
-
     def records(self) -> list[dict[str, Any]]:
         """Return the lines for ``metrics.jsonl`` that have come up since the last call."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return what a resumed run needs: tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
+        """Take over what :meth:`state_dict` returned."""
         del state
+
+    def attach(self, model: nn.Module) -> None:
+        """Make ``averaged`` anew behind :meth:`load_state_dict`: a copy of the live ``model`` with what was saved."""
+        del model
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from robust_core.errors import UserError
 from robust_core.storage import settle, told, write_json, write_whole
 from robust_core.training.checkpoint import CheckpointStore
 
-__all__ = ["RunDirectory", "commit_of_source", "run_folder"]
+__all__ = ["RunDirectory", "agreed_setting", "commit_of_source", "run_folder"]
 
 SIGNS = ("config.json", "checkpoints/manifest.json")
 """A directory with one of these holds a run."""
@@ -35,12 +35,40 @@ def run_folder(weights: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else Path(weights).parent
 
 
-def commit_of_source() -> str:
-    """Return the git commit of the checkout that this package runs from ('+' if changed), or 'unknown'."""
+def agreed_setting(
+    folder: Path, name: str, stored: object, kind: type, given: object = None, flag: str = ""
+) -> Any:
+    """Return the setting ``name`` that the ``config.json`` in ``folder`` has ``stored``, to be used with its weights.
+
+    ``given``: what the user says that it is (None: nothing), by the ``flag`` (default: the setting's name).
+
+    Raises:
+        UserError: if it is not of this ``kind``, or the user says otherwise.
+    """
+    if type(stored) is not kind:
+        raise UserError(
+            f"'{folder / 'config.json'}' has {name} {stored!r}, expected {kind.__name__}; restore it, or move the "
+            "weights elsewhere and describe the network by flags."
+        )
+    if given is not None and given != stored:
+        raise UserError(
+            f"--{flag or name} {given} contradicts the run in '{folder}', whose config.json has {stored}; leave the "
+            "flag out, or name other weights."
+        )
+    return stored
+
+
+def commit_of_source(*folders: str) -> str:
+    """Return the git commit of the checkout that this package runs from ('+' if changed), or 'unknown'.
+
+    ``folders`` of the checkout: only their changes count.
+    """
     here = Path(__file__).resolve().parent
     try:
         commit = _git(here, "rev-parse", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(
+            here, "status", "--porcelain", "--untracked-files=no", "--", *(f":/{f}" for f in folders)
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + ("+" if changed else "")
@@ -130,6 +158,19 @@ class RunDirectory:
                 "run anew in another --run-dir."
             )
         return cls(path, record)
+
+    def chosen_weights(self) -> Path | None:
+        """Return the weights that the run chose by its ``selection``, if they are there.
+
+        ``last``: its newest checkpoint; any other word: ``best.pt`` (papers have their own words for what is best).
+
+        Raises:
+            UserError: if the manifest of the checkpoints cannot be read.
+        """
+        if self.record["config"].get("selection") == "last":
+            return self.checkpoints.latest_path()
+        best = self.path / "best.pt"
+        return best if best.is_file() else None
 
     @property
     def metrics_path(self) -> Path:

@@ -4,9 +4,13 @@ The rules are pure functions; the methods put them into the loop. The definition
 arrays of the official implementation what the official one is.
 """
 
-from gdro_at.baselines.cfa import Cfa
-from gdro_at.baselines.dafa import Dafa
-from gdro_at.baselines.fat import Fat
-from gdro_at.baselines.wat import Wat
+from gdro_at.baselines.bat import BAT
+from gdro_at.baselines.cfa import CFA
+from gdro_at.baselines.cgd import CGD
+from gdro_at.baselines.dafa import DAFA
+from gdro_at.baselines.dfr import DFR
+from gdro_at.baselines.fat import FAT
+from gdro_at.baselines.udr import UDR
+from gdro_at.baselines.wat import WAT
 
-__all__ = ["Cfa", "Dafa", "Fat", "Wat"]
+__all__ = ["BAT", "CFA", "CGD", "DAFA", "DFR", "FAT", "UDR", "WAT"]

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdro_at.attacks import TrainingAttack, validation_images
-from gdro_at.method import UnitMethod, accuracy, local_loss
+from gdro_at.method import UnitMethod, local_loss
 from gdro_at.units import unit_totals
 from robust_core.data import Batch, ImageSet, steps_per_epoch
 from robust_core.errors import UserNote
-from robust_core.losses import kl_divergence
+from robust_core.losses import accuracy, kl_divergence
 from robust_core.training.method import StepContext
 
 __all__ = [

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdro_at.attacks import TrainingAttack
-from gdro_at.method import accuracy
 from robust_core.attacks.balls import make_ball
 from robust_core.attacks.engine import Classifier, gradient_of, natural_layout
 from robust_core.attacks.objectives import kl_to
 from robust_core.data import Batch
-from robust_core.losses import kl_divergence
-from robust_core.training.method import EpochMethod, StepContext, StepResult
+from robust_core.losses import accuracy, kl_divergence
+from robust_core.training.method import Method, StepContext, StepResult
 
 __all__ = [
     "BAT",
@@ -192,7 +191,7 @@ def _to_uniform(logits: Tensor) -> Tensor:
 
 
 @dataclass
-class BAT(EpochMethod):
+class BAT(Method):
     """BAT in the loop; it knows neither groups nor classes apart from the label.
 
     ``uniform_term`` off leaves out the pull to the uniform prediction, which with two classes is a confidence penalty

@@ -31,8 +31,8 @@ from robust_core.losses import kl_divergence
 from robust_core.training.method import StepContext, StepResult
 
 __all__ = [
+    "CFA",
     "Budgets",
-    "Cfa",
     "average_weights",
     "cfa_loss",
     "kept_share",
@@ -134,7 +134,7 @@ def average_weights(average: nn.Module, model: nn.Module, keep: float, *, offici
 
 
 @dataclass(kw_only=True)
-class Cfa(Baseline):
+class CFA(Baseline):
     """TRADES with a budget per unit that follows its robust training accuracy, and fairness-aware weight averaging.
 
     From the epoch on before which the share ``begin`` of the phase is done, budgets follow the epoch before. After each

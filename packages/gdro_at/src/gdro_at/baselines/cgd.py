@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from gdro_at.attacks import TrainingAttack
 from gdro_at.baselines.base import global_loss, passes_of
-from gdro_at.method import UnitMethod, accuracy
+from gdro_at.method import UnitMethod
 from gdro_at.units import sum_over_processes, unit_means, weighted_sum
 from gdro_at.weights import GroupRule, RuleState, step
 from robust_core.data import Batch, ImageSet
+from robust_core.losses import accuracy
 from robust_core.training.distributed import Processes
 from robust_core.training.method import StepContext, StepResult
 

@@ -22,13 +22,13 @@ from robust_core.errors import UserError, UserNote
 from robust_core.losses import kl_divergence
 from robust_core.training.method import StepContext, StepResult
 
-__all__ = ["Dafa", "DafaTerms", "class_weights", "dafa_terms", "mean_probabilities"]
+__all__ = ["DAFA", "DAFATerms", "class_weights", "dafa_terms", "mean_probabilities"]
 
 OFFICIAL_LAM = 1.5
 OFFICIAL_WARM_UP = 1
 
 
-class DafaTerms(NamedTuple):
+class DAFATerms(NamedTuple):
     """``natural`` is weighed by class, ``robust`` (without beta) is not; both scalars."""
 
     natural: Tensor
@@ -61,17 +61,17 @@ def class_weights(means: Tensor, lam: float, present: Tensor | None = None) -> T
 
 def dafa_terms(
     natural: Tensor, adversarial: Tensor, labels: Tensor, weights: Tensor, *, size: int
-) -> DafaTerms:
+) -> DAFATerms:
     """Return ``(1/N) sum w_i CE_i`` and ``(1/N) sum KL_i``, the parts of these images of a batch of ``size``.
 
     Logits ``(n, K)``, ``weights`` ``(n,)`` of the images' classes.
     """
     costs = weights * F.cross_entropy(natural, labels, reduction="none")
-    return DafaTerms(costs.sum() / size, kl_divergence(natural, adversarial).sum() / size)
+    return DAFATerms(costs.sum() / size, kl_divergence(natural, adversarial).sum() / size)
 
 
 @dataclass(kw_only=True)
-class Dafa(Baseline):
+class DAFA(Baseline):
     """TRADES, and after the share ``warm_up`` of its epochs with the class weights of the last of them.
 
     The official form warms up for one epoch with lambda 1.5, and never takes a step: its caller drops the loss, so only

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdro_at.attacks import TrainingAttack
-from gdro_at.method import UnitMethod, accuracy
+from gdro_at.method import UnitMethod
 from robust_core.data import Batch, ImageSet
 from robust_core.errors import UserError
+from robust_core.losses import accuracy
 from robust_core.models import Network, pooled_features
 from robust_core.randomness import generator_for
 from robust_core.training.method import StepContext, StepResult

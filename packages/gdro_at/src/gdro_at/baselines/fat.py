@@ -27,12 +27,12 @@ from gdro_at.baselines.base import (
 from gdro_at.units import unit_totals
 from robust_core.data import Batch, ImageSet
 from robust_core.errors import unknown_name
-from robust_core.losses import kl_divergence
+from robust_core.losses import accuracy, kl_divergence
 from robust_core.training.method import StepContext, StepResult
 
 __all__ = [
+    "FAT",
     "VARIANTS",
-    "Fat",
     "Multipliers",
     "UnitErrors",
     "fat_loss",
@@ -78,9 +78,7 @@ def unit_errors(
     natural, robust = (
         unit_accuracies(logits, labels, units, count) for logits in (natural_logits, adversarial_logits)
     )
-    all_natural, all_robust = (
-        (logits.argmax(dim=1) == labels).float().mean() for logits in (natural_logits, adversarial_logits)
-    )
+    all_natural, all_robust = accuracy(natural_logits, labels), accuracy(adversarial_logits, labels)
     return UnitErrors(1 - natural, natural - robust, 1 - all_natural, all_natural - all_robust)
 
 
@@ -191,7 +189,7 @@ def fat_loss(
 
 
 @dataclass(kw_only=True)
-class Fat(Baseline):
+class FAT(Baseline):
     """TRADES whose terms and radii are weighed by the errors of units on the validation images, at each epoch's start.
 
     ``variant`` is ``both``, ``reweight`` (radii stay eps) or ``remargin`` (terms stay unweighted). ``rho1`` halves

@@ -19,7 +19,7 @@ from robust_core.data import Batch
 from robust_core.errors import UserError, unknown_name
 from robust_core.losses import mart
 from robust_core.training.distributed import sum_figures
-from robust_core.training.method import EpochMethod, StepContext, StepResult
+from robust_core.training.method import Method, StepContext, StepResult
 from robust_core.training.methods import AtLoss, MartLoss, TradesLoss
 
 __all__ = ["KINDS", "UDR", "learned_lamda", "pulled_back", "soft_attack"]
@@ -96,7 +96,7 @@ def learned_lamda(lamda: float, *, rate: float, eps: float, mean_size: float) ->
 
 
 @dataclass
-class UDR(EpochMethod):
+class UDR(Method):
     """UDR in the loop: training on the examples of a soft attack, with lambda learned every ten batches.
 
     ``kind`` is ``uni`` (cross-entropy of the adversarial images), ``unitrades`` or ``unimart``. ``alpha`` (None:

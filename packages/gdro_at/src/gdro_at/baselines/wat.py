@@ -28,7 +28,7 @@ from robust_core.losses import kl_divergence
 from robust_core.training.method import StepContext, StepResult
 
 __all__ = [
-    "Wat",
+    "WAT",
     "expert_weights",
     "official_validation_accuracies",
     "official_validation_costs",
@@ -109,7 +109,7 @@ def official_wat_loss(
 
 
 @dataclass(kw_only=True)
-class Wat(Baseline):
+class WAT(Baseline):
     """TRADES whose units and their average are weighed by their summed costs on the validation images.
 
     The weights move at the beginning of every epoch but the first, by the costs of the epoch before.

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robust_core.data import Batch, ImageSet
-from robust_core.losses import cross_entropy, mart_terms, trades_terms
-from robust_core.training.method import StepContext, StepResult
+from robust_core.data import Batch
+from robust_core.losses import accuracy, cross_entropy, mart_terms, trades_terms
+from robust_core.training.method import Method, StepContext, StepResult
 from robust_core.training.methods.inner import InnerAttack
 
 __all__ = ["Adversarial", "AtLoss", "MartLoss", "Natural", "OuterLoss", "TradesLoss"]
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(dim=1) == labels).float().mean()
 
 
 class OuterLoss(Protocol):
@@ -41,7 +36,7 @@ class AtLoss:
         """Return the loss from one forward pass."""
         del images
         logits = context.logits(model, adversarial)
-        return StepResult(cross_entropy(logits, labels), {"adversarial_accuracy": _accuracy(logits, labels)})
+        return StepResult(cross_entropy(logits, labels), {"adversarial_accuracy": accuracy(logits, labels)})
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,8 @@ class TradesLoss:
             {
                 "natural_loss": natural.detach(),
                 "robust_loss": robust.detach(),
-                "natural_accuracy": _accuracy(natural_logits, labels),
-                "adversarial_accuracy": _accuracy(adversarial_logits, labels),
+                "natural_accuracy": accuracy(natural_logits, labels),
+                "adversarial_accuracy": accuracy(adversarial_logits, labels),
             },
         )
 
@@ -94,31 +89,14 @@ class MartLoss:
             {
                 "boosted_loss": boosted.detach(),
                 "robust_loss": terms.robust.detach(),
-                "natural_accuracy": _accuracy(natural_logits, labels),
-                "adversarial_accuracy": _accuracy(adversarial_logits, labels),
+                "natural_accuracy": accuracy(natural_logits, labels),
+                "adversarial_accuracy": accuracy(adversarial_logits, labels),
             },
         )
 
 
-class _Stateless:
-    """A method that keeps nothing between steps."""
-
-    def begin_epoch(self, data: ImageSet, context: StepContext) -> Mapping[str, float]:
-        """Do nothing."""
-        del data, context
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
-        del state
-
-
 @dataclass
-class Natural(_Stateless):
+class Natural(Method):
     """Training on natural images."""
 
     name: str = "natural"
@@ -127,11 +105,11 @@ class Natural(_Stateless):
         """Return the cross-entropy of the natural images."""
         logits = context.logits(model, batch.images)
         loss = cross_entropy(logits, batch.labels)
-        return StepResult(loss, {"natural_accuracy": _accuracy(logits, batch.labels)})
+        return StepResult(loss, {"natural_accuracy": accuracy(logits, batch.labels)})
 
 
 @dataclass
-class Adversarial(_Stateless):
+class Adversarial(Method):
     """An inner attack on the frozen view and an outer loss on the live model."""
 
     name: str

@@ -1,15 +1,12 @@
-"""The benchmarks that need several papers: what is compared is the same, counted passes, a composed method."""
+"""The sides of a speed comparison: what is compared is the same, passes are counted, rounds are planned."""
 
 from __future__ import annotations
 
 import doctest
-import json
 
 import pytest
 import torch
-from benchmarks.compose import anc_in_part
 from benchmarks.speed import ancra_step, clock, negatives
-from runs import undrawn
 
 from ancra.contrast import asymmetric_contrast
 from ancra.negatives import STRATEGIES, pick_negatives
@@ -88,22 +85,6 @@ def test_passes_are_counted(sides):
 
 def test_both_sides_attack_alike(sides):
     assert ancra_step.agreement(*sides) >= 0.999
-
-
-def test_contrast_in_the_budget_of_part_trains(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("robust_core.session.write_report", undrawn)
-    run = tmp_path / "run"
-    assert anc_in_part.main(["--run-dir", str(run), "--images", "64"]) == 0
-    assert "exclusion_loss" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "step"]
-    assert len(steps) == 2
-    for line in steps:
-        terms = line["natural_loss"] + 6 * line["robust_loss"] + 3 * line["exclusion_loss"]
-        assert line["loss"] == pytest.approx(terms, rel=1e-5)
-        assert 0 < line["mask_density"] < 1
-    assert any(line["exclusion_loss"] > 0 for line in steps)
-    assert (run / "finished.json").exists()
 
 
 def test_the_clock_plans_rounds_and_pairs_them_as_its_examples_say():

@@ -21,7 +21,6 @@ from benchmarks.convex.study import active_tolerance
 from benchmarks.convex.weights import (
     RULES,
     Bounds,
-    normalised,
     projected,
 )
 from hypothesis import given, settings
@@ -125,49 +124,56 @@ def test_the_projection_is_the_nearest_in_kullback_leibler(logs, kappa):
         assert not free or pull[i] <= pull[j] + 1e-9
     order = [2, 0, 3, 1]
     assert np.allclose(projected(weights[order], bounds), q[order])
-    assert np.allclose(projected(weights, Bounds(0, 1)), normalised(weights))
+    assert np.allclose(projected(weights, Bounds(0, 1)), weights / weights.sum())
 
 
 def test_rules_by_hand():
-    q = np.array([0.25, 0.25, 0.25, 0.25])
     losses, means = np.log([4.0, 2.0, 1.0, 1.0]), np.log([2.0, 1.0, 1.0, 1.0])
-    wide, narrow = Bounds.around_uniform(4, 0.9), Bounds.around_uniform(4, 0.2)
+    free, wide, narrow = simplex(), bounded_simplex(0.9), bounded_simplex(0.2)
+
+    def step(name, within):
+        """Return q and p after one step of size 1 from uniform weights."""
+        start = np.full((1, 1, 4), 0.25)
+        columns = ColumnWeights([Column(rule(name), within, 0.1, 1.0)])
+        return (found[0, 0] for found in columns.step(start, start, (losses, losses), means))
+
     # once: 4 2 1 1 over 8; with the bounds 0.2 .. 0.3 two weights end at each
-    corrected = rule("corrected")
-    assert np.allclose(corrected.natural(q, losses, means, 1.0, None), [0.5, 0.25, 0.125, 0.125])
-    assert np.allclose(corrected.natural(q, losses, means, 1.0, narrow), [0.3, 0.3, 0.2, 0.2])
-    assert np.allclose(corrected.adversarial(q, q, losses, 1.0, None), [0.5, 0.25, 0.125, 0.125])
-    assert np.allclose(rule("minus sign").adversarial(q, q, losses, 1.0, None), np.array([1, 2, 4, 4]) / 11)
+    for found in (*step("corrected", free), *step("no bound", narrow)):
+        assert np.allclose(found, [0.5, 0.25, 0.125, 0.125])
+    for found in step("corrected", narrow):
+        assert np.allclose(found, [0.3, 0.3, 0.2, 0.2])
+    _, p = step("minus sign", free)
+    assert np.allclose(p, np.array([1, 2, 4, 4]) / 11)
     # three times: 4 4 2, then 2 2 1
-    assert np.allclose(
-        rule("three multiplications").natural(q, losses, means, 1.0, None), np.array([32, 4, 1, 1]) / 38
-    )
+    q, _ = step("three multiplications", free)
+    assert np.allclose(q, np.array([32, 4, 1, 1]) / 38)
     # clipped first to 0.475 (from 2, 0.5, 0.25, 0.25), then the factors 4 2 1 1 and the sum
+    q, _ = step("official", wide)
     clipped = np.array([1.9, 0.95, 0.25, 0.25])
-    assert np.allclose(rule("official").natural(q, losses, means, 1.0, wide), clipped / clipped.sum())
+    assert np.allclose(q, clipped / clipped.sum())
     # 1/16, 1/8, 1/4, 1/4 within 0.2 .. 0.3
-    moved = rule("official").adversarial(q, q, losses, 1.0, narrow)
-    assert np.allclose(moved, np.array([0.2, 0.2, 0.25, 0.25]) / 0.9)
+    _, p = step("official", narrow)
+    assert np.allclose(p, np.array([0.2, 0.2, 0.25, 0.25]) / 0.9)
     # the clip leaves uniform weights alone, then 4 2 1 1
-    clip = rule("clip before the last multiplication")
-    assert np.allclose(clip.natural(q, losses, means, 1.0, narrow), [0.5, 0.25, 0.125, 0.125])
-    assert [item.factor(6) for item in (corrected, rule("official"), rule("c = K"))] == [1, 4, 6]
-    assert np.allclose(rule("p = 1/K").adversarial(losses, q, losses, 1.0, None), 0.25)
-    assert rule("q = p").adversarial(q, means, losses, 1.0, None) is means
-    assert np.allclose(rule("no bound").natural(q, losses, means, 1.0, narrow), [0.5, 0.25, 0.125, 0.125])
+    q, _ = step("clip before the last multiplication", narrow)
+    assert np.allclose(q, [0.5, 0.25, 0.125, 0.125])
+    assert [rule(name).factor(6) for name in ("corrected", "official", "c = K")] == [1, 4, 6]
+    _, p = step("p = 1/K", free)
+    assert np.allclose(p, 0.25)
+    q, p = step("q = p", narrow)
+    assert (p == q).all()
 
 
-def test_columns_are_the_rules_side_by_side():
+def test_columns_side_by_side_are_the_columns_alone():
     rng = np.random.default_rng(0)
     columns = [Column(item, within, 0.1, 0.3) for within in SETS for item in RULES]
     q, p, natural, adversarial, means = rng.uniform(0.2, 0.3, (5, 3, len(columns), 4))
     found = ColumnWeights(columns).step(q, p, (natural, adversarial), means)
     for index, column in enumerate(columns):
-        bounds, at = column.within.bounds, (slice(None), index)
-        next_q = column.rule.natural(q[at], natural[at], means[at], 0.3, bounds)
-        next_p = column.rule.adversarial(p[at], next_q, adversarial[at], 0.3, bounds)
-        assert np.allclose(found[0][at], next_q, atol=1e-12), column
-        assert np.allclose(found[1][at], next_p, atol=1e-12), column
+        at = (slice(None), slice(index, index + 1))
+        alone = ColumnWeights([column]).step(q[at], p[at], (natural[at], adversarial[at]), means[at])
+        assert np.allclose(found[0][at], alone[0], atol=1e-12), column
+        assert np.allclose(found[1][at], alone[1], atol=1e-12), column
 
 
 def test_oracles_tell_group_losses_and_their_gradient(problem, points):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from benchmarks.convex.descent import Column, ColumnWeights
+from benchmarks.convex.problem import WeightSet
 from benchmarks.convex.weights import RULES, Bounds, projected
 
 from gdro_at.units import UnitMeans
@@ -34,7 +36,8 @@ def test_ten_steps_agree(name):
     )
     state = RuleState.start(rule, torch.float64)
     (theirs,) = (entry for entry in RULES if entry.name == name)
-    q = p = np.full(K, 1 / K)
+    weights = ColumnWeights([Column(theirs, WeightSet("bounded", BOUNDS), 0.1, ETA)])
+    q = p = np.full((1, 1, K), 1 / K)  # one seed, one column
     seen = []
     for _ in range(10):
         natural, adversarial = rng.uniform(0, 1, K), rng.uniform(0, 1, K)
@@ -43,8 +46,7 @@ def test_ten_steps_agree(name):
         state = step(
             rule, state, *(UnitMeans(torch.from_numpy(losses), counts) for losses in (natural, adversarial))
         ).state
-        q = theirs.natural(q, natural, np.mean(seen, axis=0), ETA, BOUNDS)
-        p = theirs.adversarial(p, q, adversarial, ETA, BOUNDS)
-    assert np.allclose(state.natural_weights.numpy(), q, atol=1e-12)
-    assert np.allclose(state.adversarial_weights.numpy(), p, atol=1e-12)
+        q, p = weights.step(q, p, (natural, adversarial), np.mean(seen, axis=0))
+    assert np.allclose(state.natural_weights.numpy(), q[0, 0], atol=1e-12)
+    assert np.allclose(state.adversarial_weights.numpy(), p[0, 0], atol=1e-12)
     assert rule.adversarial_factor == theirs.factor(K)
